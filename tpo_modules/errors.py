@@ -1,0 +1,86 @@
+"""Every error that this project raises on purpose.
+
+Each child also inherits the builtin it refines, so ``except ValueError`` keeps working::
+
+    TPOError
+    |-- ConfigurationError (ValueError)    an argument that cannot work, found before any LM call
+    |   `-- SignatureError                 a prompt template that asks for what the loop does not offer
+    |-- InputError (ValueError)            a query that cannot be answered
+    |   `-- DataFileError                  a query file that cannot be read (names the line)
+    |-- TraceError (ValueError)            a trace of another version, or of another configuration
+    |-- MissingExtraError (ImportError)    an optional dependency is not installed (names the extra)
+    |-- NoCandidateError (RuntimeError)    the first round gave nothing that can be returned
+    |-- LMCallError (RuntimeError)         the LM failed, named with what to do about it
+    |-- EmbeddedModelError (RuntimeError)  the embedded LM could not be found or started
+    `-- ScorerError (RuntimeError)         a scorer failed as a whole
+        |-- ModelNotFoundError (OSError)   a reward model that is neither a folder nor on the hub
+        `-- RewardError (ValueError)       a scorer returned something that is no list of rewards
+
+Messages say what was expected, what came, and how to mend it.
+"""
+
+from __future__ import annotations
+
+
+class TPOError(Exception):
+    """The root: catch this to catch everything that this project raises on purpose."""
+
+
+class ConfigurationError(TPOError, ValueError):
+    """An argument that cannot work; raised before any LM call."""
+
+
+class SignatureError(ConfigurationError):
+    """A signature that asks for a value which the loop does not offer, or has no usable output."""
+
+
+class InputError(TPOError, ValueError):
+    """A query that cannot be answered: empty, of the wrong type, or lacking an input."""
+
+
+class DataFileError(InputError):
+    """A query file that cannot be read; the message names the file and the line."""
+
+
+class TraceError(TPOError, ValueError):
+    """A trace that cannot be used: another version, or recorded under another configuration."""
+
+
+class MissingExtraError(TPOError, ImportError):
+    """An optional dependency is missing; the message names the extra to install.
+
+    Args:
+        package: The import name that was not found.
+        extra: The extra of ``dspy-tpo`` that brings it.
+        purpose: What it is needed for, as the subject of a sentence.
+    """
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed: "
+            f"pip install 'dspy-tpo[{extra}]'"
+        )
+
+
+class NoCandidateError(TPOError, RuntimeError):
+    """The first round gave no scored candidate, so there is nothing to return."""
+
+
+class LMCallError(TPOError, RuntimeError):
+    """An LM call failed in a way that the whole run cannot survive."""
+
+
+class EmbeddedModelError(TPOError, RuntimeError):
+    """The embedded LM could not be found or started."""
+
+
+class ScorerError(TPOError, RuntimeError):
+    """A scorer failed as a whole: its backend did not answer, or answered nonsense."""
+
+
+class ModelNotFoundError(ScorerError, OSError):
+    """A reward model that is neither a local folder nor to be had from the hub."""
+
+
+class RewardError(ScorerError, ValueError):
+    """A scorer returned something that is not one number per response."""
