@@ -84,3 +84,26 @@ class ModelNotFoundError(ScorerError, OSError):
 
 class RewardError(ScorerError, ValueError):
     """A scorer returned something that is not one number per response."""
+
+
+_REMEDIES: dict[str, str] = {
+    "LMAuthError": "check the API key (api_key=, or the provider's environment variable)",
+    "LMBillingError": "check the account's quota and billing",
+    "LMRateLimitError": "lower the number of requests in flight, or raise the LM's num_retries",
+    "LMTimeoutError": "raise the LM's timeout=, or check that the endpoint is alive",
+    "LMTransportError": "check that the endpoint is up and api_base is right",
+    "LMServerError": "the endpoint failed; look at its log",
+    "ContextWindowExceededError": "shorten the query, lower max_tokens, or serve a longer context",
+    "LMUnsupportedModelError": "check the model's name against what the endpoint serves",
+    "AdapterParseError": "use a signature with one str output, which needs no parsing",
+}
+
+
+def explain(error: BaseException | None) -> str:
+    """Say what an error said and, where it is known, what to do about it."""
+    if error is None:
+        return ""
+    text = " ".join(str(error).split()) or repr(error)
+    remedies = (_REMEDIES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _REMEDIES)
+    remedy = next(remedies, None)
+    return f"{text} ({remedy})" if remedy else text

@@ -1,0 +1,256 @@
+"""`Draw`: n completions of one step, as one request or as n, and everything known about them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from typing import Any
+
+import dspy
+from pydantic import TypeAdapter
+
+from tpo_modules.errors import explain
+from tpo_modules.lm import CallLog, Overrides, Sampling, supports_native_n, watch_lm
+from tpo_modules.step import Step, find_predictors
+from tpo_modules.trace import Call, Completion, Failure, add_usage
+
+TraceEntry = tuple[Any, dict[str, Any], dspy.Prediction]
+"""An entry of ``dspy.settings.trace``: predictor, its inputs, its prediction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What a draw brought.
+
+    Attributes:
+        call: The record, as the trace keeps it.
+        lines: For each completion, what DSPy's own trace would hold of it, for optimizers.
+    """
+
+    call: Call
+    lines: list[list[TraceEntry]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """Ask a step for n completions.
+
+    One request draws all n where the step is a single predictor and its endpoint takes ``n``; an answer of
+    fewer sequences is made up by further requests. Else n concurrent requests are sent, each with its own
+    rollout id and, where a seed is set, its own seed; one that fails costs only its own completion.
+
+    Attributes:
+        step: The step to ask.
+        number: The number of the step in the loop, 0 for the first round.
+        values: Everything that is offered; the step sees what it declares.
+        n: How many completions.
+        sampling: Temperature, top-p and length limit.
+        seed: Base of the seeds sent, or None to send none.
+        native_n: True to always send ``n``, False to never, None to tell by the LM.
+    """
+
+    step: Step
+    number: int
+    values: Mapping[str, Any]
+    n: int
+    sampling: Sampling
+    seed: int | None = None
+    native_n: bool | None = None
+
+    def run(self) -> Drawn:
+        """Send the requests, in threads where there are several, and wait for all of them."""
+        start = time.perf_counter()
+        attempts = self._plan()
+        _run_all(attempts)
+        if repeats := self._repeats(attempts):
+            _run_all(repeats)
+        return self._assemble([*attempts, *repeats], time.perf_counter() - start)
+
+    async def arun(self) -> Drawn:
+        """Do what `run` does in the running event loop."""
+        start = time.perf_counter()
+        attempts = self._plan()
+        await asyncio.gather(*(attempt.arun() for attempt in attempts))
+        repeats = self._repeats(attempts)
+        await asyncio.gather(*(attempt.arun() for attempt in repeats))
+        return self._assemble([*attempts, *repeats], time.perf_counter() - start)
+
+    def _plan(self) -> list[_Attempt]:
+        program = self.step.predict
+        if self.n > 1 and isinstance(program, dspy.Predict) and self.native_n is not False:
+            lm = program.lm or dspy.settings.lm
+            if self.native_n or supports_native_n(lm):
+                return [self._attempt(0, self.n)]
+        return [self._attempt(i, 1) for i in range(self.n)]
+
+    def _repeats(self, attempts: Sequence[_Attempt]) -> list[_Attempt]:
+        """Plan requests for what an endpoint that refuses or ignores ``n`` left out."""
+        (first, *others) = attempts
+        if others or first.n == 1:
+            return []
+        if first.error is not None and not _refuses_n(first.error):
+            return []
+        return [self._attempt(i, 1) for i in range(len(first.completions), self.n)]
+
+    def _attempt(self, index: int, n: int) -> _Attempt:
+        return _Attempt(draw=self, index=index, n=n)
+
+    def _assemble(self, attempts: Sequence[_Attempt], seconds: float) -> Drawn:
+        logs = [attempt.log for attempt in attempts]
+        completions: list[Completion] = []
+        lines: list[list[TraceEntry]] = []
+        failures: list[Failure] = []
+        for attempt in attempts:
+            if attempt.error is not None:
+                if attempt.n > 1 and len(attempts) > 1:
+                    continue  # n was refused; the requests that replaced it speak for themselves
+                failures += attempt.failures(len(completions))
+                completions += [Completion(text="")] * attempt.n
+                lines += [[]] * attempt.n
+            else:
+                completions += attempt.completions
+                lines += attempt.lines
+        call = Call(
+            step=self.number,
+            name=self.step.name,
+            inputs=jsonable(self.step.declared(self.values)),
+            messages=next((log.messages for log in logs if log.messages), None),
+            completions=completions[: self.n],
+            failures=failures,
+            models=sorted({model for log in logs for model in log.models}),
+            requests=sum(log.requests for log in logs),
+            cached=sum(log.cached for log in logs),
+            usage=add_usage(*(log.usage for log in logs)),
+            seconds=round(seconds, 4),
+        )
+        return Drawn(call=call, lines=lines[: self.n])
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One call of the step's program, for n completions if it is a predictor, else for one."""
+
+    draw: Draw
+    index: int
+    n: int
+    log: CallLog = field(default_factory=CallLog)
+    error: Exception | None = None
+    completions: list[Completion] = field(default_factory=list[Completion])
+    lines: list[list[TraceEntry]] = field(default_factory=list[list[TraceEntry]])
+
+    def run(self) -> None:
+        entries: list[TraceEntry] = []
+        program, values = self._prepare()
+        try:
+            with self._context(entries):
+                prediction = program(**values)
+        except Exception as error:  # noqa: BLE001  a program may raise anything; it costs its own sample only
+            self.error = error
+        else:
+            self._finish(program, prediction, entries)
+
+    async def arun(self) -> None:
+        entries: list[TraceEntry] = []
+        program, values = self._prepare()
+        try:
+            with self._context(entries):
+                prediction = await program.acall(**values)
+        except Exception as error:  # noqa: BLE001  a program may raise anything; it costs its own sample only
+            self.error = error
+        else:
+            self._finish(program, prediction, entries)
+
+    def failures(self, index: int) -> list[Failure]:
+        kind, message = type(self.error).__name__, explain(self.error)
+        return [
+            Failure(
+                step=self.draw.number,
+                where=self.draw.step.name,
+                index=index + i if self.draw.n > 1 else None,
+                type=kind,
+                message=message,
+            )
+            for i in range(self.n)
+        ]
+
+    def _prepare(self) -> tuple[dspy.Module, dict[str, Any]]:
+        program = self.draw.step.predict
+        values = self.draw.step.declared(self.draw.values)
+        if isinstance(program, dspy.Predict):
+            lm = program.lm or dspy.settings.lm
+            return program, {**values, "lm": watch_lm(lm, self._overrides(), self.log)} if lm else values
+        twin = program.deepcopy()
+        for predictor in find_predictors(twin):
+            lm = predictor.lm or dspy.settings.lm
+            predictor.lm = watch_lm(lm, self._overrides(), self.log) if lm else None
+        return twin, values
+
+    def _context(self, entries: list[TraceEntry]) -> Any:
+        return dspy.context(
+            adapter=self.draw.step.adapter(),
+            trace=entries,
+            send_stream=None,
+            disable_history=False,
+        )
+
+    def _overrides(self) -> Overrides:
+        key = (self.draw.number, self.draw.step.name, self.index)
+        return Overrides(sampling=self.draw.sampling, n=self.n, seed=self.draw.seed, key=key)
+
+    def _finish(
+        self, program: dspy.Module, prediction: dspy.Prediction, entries: list[TraceEntry]
+    ) -> None:
+        output = self.draw.step.output
+        several = prediction.completions if isinstance(program, dspy.Predict) else None
+        count = len(several) if several is not None else 1
+        for i in range(count):
+            own = several[i] if several is not None and count > 1 else prediction
+            if output not in own:
+                self.error = KeyError(f"the program returned no output field {output!r}")
+                return
+            text = own[output]
+            self.completions.append(
+                self.log.complete(
+                    text=text if isinstance(text, str) else str(text or ""),
+                    fields=jsonable({k: v for k, v in own.items() if k not in (output, "logprobs")}),
+                    index=i,
+                )
+            )
+            self.lines.append(self._own_lines(program, entries, own))
+
+    def _own_lines(
+        self, program: dspy.Module, entries: list[TraceEntry], prediction: dspy.Prediction
+    ) -> list[TraceEntry]:
+        """Map the lines of a twin's predictors back to the originals, which optimizers know."""
+        if isinstance(program, dspy.Predict):
+            inputs = self.draw.step.declared(self.draw.values)
+            return [(program, inputs, dspy.Prediction(**dict(prediction.items())))]
+        originals = self.draw.step.predictors
+        twins = {id(twin): i for i, twin in enumerate(find_predictors(program))}
+        return [(originals[twins[id(p)]], i, o) for p, i, o in entries if id(p) in twins]
+
+
+def jsonable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn values into what JSON can hold; what cannot be turned is kept as its ``repr``."""
+    adapter = TypeAdapter(dict[str, Any])
+    return adapter.dump_python(dict(values), mode="json", fallback=repr)
+
+
+def _run_all(attempts: Sequence[_Attempt]) -> None:
+    if len(attempts) == 1:
+        attempts[0].run()
+        return
+    with ThreadPoolExecutor(max_workers=len(attempts), thread_name_prefix="tpo-draw") as pool:
+        # Each thread needs a context of its own: one context cannot be entered twice at a time.
+        futures = [pool.submit(copy_context().run, attempt.run) for attempt in attempts]
+        for future in futures:
+            future.result()
+
+
+def _refuses_n(error: Exception) -> bool:
+    invalid = isinstance(error, dspy.LMInvalidRequestError | dspy.LMUnsupportedFeatureError)
+    return invalid and not isinstance(error, dspy.ContextWindowExceededError)

@@ -1,0 +1,153 @@
+"""`FunctionScorer`: any Python function as a scorer, DSPy metrics and reward functions included."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import copy_context
+from functools import partial
+from typing import Any, Literal
+
+import dspy
+
+from tpo_modules.errors import ConfigurationError, RewardError
+from tpo_modules.scorers.base import Reward, Scorer, as_query
+
+Form = Literal["text", "prediction"]
+
+_PREDICTION_NAMES = ("pred", "prediction", "predictions")
+_INPUT_NAMES = ("args", "example", "gold", "kwargs")
+
+
+class FunctionScorer:
+    """Reward each response by a function, called once per response.
+
+    Two forms are accepted:
+
+    - ``"text"``: ``fn(query: str, response: str)``.
+    - ``"prediction"``: ``fn(args, pred)``, the ``reward_fn`` of ``dspy.BestOfN``, and so any DSPy metric
+      ``fn(example, pred, trace=None)``. ``args`` holds the policy's inputs, by key and by attribute.
+
+    The function returns a number or a bool, a `Reward`, or a ``dspy.Prediction(score=..., feedback=...)``,
+    whose feedback reaches the loss step. It may be ``async``.
+
+    Args:
+        fn: The function.
+        form: Which form it has; by default told by its parameters' names: the second form where the
+            second parameter is called ``pred`` or ``prediction``, or the first ``args``, ``example``,
+            ``gold``.
+
+    Raises:
+        ConfigurationError: The function does not take two positional arguments.
+    """
+
+    def __init__(self, fn: Callable[..., Any], *, form: Form | None = None) -> None:
+        self.fn = fn
+        self.form: Form = form or _tell_form(fn)
+        self.is_async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
+            getattr(fn, "__call__", None)  # noqa: B004  a callable object may be async too
+        )
+
+    def __repr__(self) -> str:
+        """Name the function, as traces and saved configurations do."""
+        name = getattr(self.fn, "__qualname__", type(self.fn).__qualname__)
+        return f"FunctionScorer({getattr(self.fn, '__module__', '?')}:{name})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FunctionScorer:
+        return self
+
+    def score(self, query: str, responses: Sequence[str]) -> list[float]:
+        """Reward each response: see `Scorer.score`.
+
+        Raises:
+            RewardError: The function returned something that is no number.
+        """
+        if self.is_async:
+            # A thread of its own, since this one may already be running an event loop (Jupyter).
+            job = partial(asyncio.run, self.ascore(query, responses))
+            return scoring_executor().submit(copy_context().run, job).result()
+        return [as_reward(self.fn(*self._arguments(query, r))) for r in responses]
+
+    async def ascore(self, query: str, responses: Sequence[str]) -> list[float]:
+        """Do what `score` does: an async function is awaited for all responses at once."""
+        if not self.is_async:
+            return await asyncio.get_running_loop().run_in_executor(
+                scoring_executor(), self.score, query, responses
+            )
+        results = await asyncio.gather(*(self.fn(*self._arguments(query, r)) for r in responses))
+        return [as_reward(result) for result in results]
+
+    def _arguments(self, query: str, response: str) -> tuple[Any, Any]:
+        if self.form == "text":
+            return query, response
+        inputs = dict(as_query(query).inputs)
+        prediction = getattr(response, "prediction", None)
+        if prediction is None:
+            prediction = dspy.Prediction(response=str(response))
+        return dspy.Example(**inputs).with_inputs(*inputs), prediction
+
+
+def as_scorer(scorer: Any) -> Scorer:
+    """Return a scorer as it is, and a function as a `FunctionScorer`.
+
+    Raises:
+        ConfigurationError: It is neither.
+    """
+    if isinstance(scorer, Scorer) and not isinstance(scorer, type):
+        return scorer
+    if callable(scorer) and not isinstance(scorer, type):
+        return FunctionScorer(scorer)
+    raise ConfigurationError(
+        f"expected a scorer (an object with score(query, responses) -> list[float]) or a function "
+        f"fn(query, response) -> float, got {scorer!r}"
+    )
+
+
+def as_reward(value: Any) -> Reward:
+    """Turn what a function returned into a `Reward`.
+
+    Raises:
+        RewardError: It is no number and has none.
+    """
+    feedback = None
+    if isinstance(value, Reward):
+        return value
+    if isinstance(value, dspy.Prediction) or isinstance(value, Mapping):
+        feedback = value.get("feedback")
+        value = value.get("score")
+    try:
+        return Reward(float(value), feedback=feedback)
+    except (TypeError, ValueError) as error:
+        raise RewardError(
+            f"expected a number as the reward of a response, got {value!r} ({type(value).__name__}); "
+            "return a float, a Reward, or a dspy.Prediction(score=..., feedback=...)"
+        ) from error
+
+
+@functools.cache
+def scoring_executor() -> Any:
+    """Return the threads that blocking scorers run in, so that they never hold up LM calls."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(max_workers=8, thread_name_prefix="tpo-score")
+
+
+def _tell_form(fn: Callable[..., Any]) -> Form:
+    try:
+        parameters = list(inspect.signature(fn).parameters.values())
+    except (TypeError, ValueError):
+        return "text"  # a builtin that tells nothing of itself
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    starred = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    needed = [p for p in positional if p.default is p.empty]
+    if (len(positional) < 2 and not starred) or len(needed) > 2:
+        raise ConfigurationError(
+            f"expected a reward function of two arguments, fn(query, response) or fn(args, pred), "
+            f"got one that takes ({', '.join(str(p) for p in parameters)})"
+        )
+    names = [p.name for p in positional]
+    if names[1:2] and (names[1] in _PREDICTION_NAMES or names[0] in _INPUT_NAMES):
+        return "prediction"
+    return "text"
