@@ -103,7 +103,7 @@ class PlainTextAdapter(dspy.Adapter):
         self,
         processed_signature: type[dspy.Signature],
         original_signature: type[dspy.Signature],
-        outputs: list[dict[str, Any] | str | None],
+        outputs: list[dict[str, Any] | str],
         lm: Any,
         lm_kwargs: dict[str, Any],
     ) -> list[dict[str, Any]]:
@@ -227,7 +227,8 @@ def _user_text(
 def _cue(signature: type[dspy.Signature]) -> str:
     """Return an output prefix that someone set (COPRO searches over it), as the prompt's last line."""
     name = _output_name(signature)
-    prefix = str(signature.output_fields[name].json_schema_extra.get("prefix") or "")
+    field: Any = signature.output_fields[name]
+    prefix = str(field.json_schema_extra.get("prefix") or "")
     return "" if prefix in ("", infer_prefix(name) + ":") else f"\n\n{prefix}"
 
 

@@ -38,9 +38,9 @@ class BestOfNModule(PolicyModule):
 class RevisionModule(TPOModule):
     """The Revision baseline: TPO whose critique never sees a rejected response.
 
-    The chosen response is reviewed and revised on its own; the reward model still decides which response that is. (The
-    paper's "Revision"; the reference's mode ``revision``.) A step that asks for anything about a rejected
-    response, or for the ranked pool, is refused. The arguments are those of `TPOModule`.
+    The chosen response is reviewed and revised on its own; the reward model still decides which response
+    that is. (The paper's "Revision"; the reference's mode ``revision``.) A step that asks for anything about
+    a rejected response, or for the ranked pool, is refused. The arguments are those of `TPOModule`.
     """
 
     method = "revision"

@@ -182,7 +182,10 @@ class _Attempt:
         values = self.draw.step.declared(self.draw.values)
         if isinstance(program, dspy.Predict):
             lm = program.lm or dspy.settings.lm
-            return program, {**values, "lm": watch_lm(lm, self._overrides(), self.log)} if lm else values
+            return program, {
+                **values,
+                "lm": watch_lm(lm, self._overrides(), self.log),
+            } if lm else values
         twin = program.deepcopy()
         for predictor in find_predictors(twin):
             lm = predictor.lm or dspy.settings.lm
@@ -216,7 +219,9 @@ class _Attempt:
             self.completions.append(
                 self.log.complete(
                     text=text if isinstance(text, str) else str(text or ""),
-                    fields=jsonable({k: v for k, v in own.items() if k not in (output, "logprobs")}),
+                    fields=jsonable(
+                        {k: v for k, v in own.items() if k not in (output, "logprobs")}
+                    ),
                     index=i,
                 )
             )
@@ -229,7 +234,7 @@ class _Attempt:
         if isinstance(program, dspy.Predict):
             inputs = self.draw.step.declared(self.draw.values)
             return [(program, inputs, dspy.Prediction(**dict(prediction.items())))]
-        originals = self.draw.step.predictors
+        originals = find_predictors(self.draw.step.predict)
         twins = {id(twin): i for i, twin in enumerate(find_predictors(program))}
         return [(originals[twins[id(p)]], i, o) for p, i, o in entries if id(p) in twins]
 

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Generator, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import dspy
@@ -55,9 +56,9 @@ class Score:
         with dspy.context(trace=None, send_stream=None):
             if isinstance(self.scorer, AsyncScorer):
                 return await self.scorer.ascore(self.query, self.responses)
-            job = copy_context().run
+            job = partial(self.scorer.score, self.query, self.responses)
             return await asyncio.get_running_loop().run_in_executor(
-                scoring_executor(), job, self.scorer.score, self.query, self.responses
+                scoring_executor(), copy_context().run, job
             )
 
 

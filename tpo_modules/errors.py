@@ -104,6 +104,8 @@ def explain(error: BaseException | None) -> str:
     if error is None:
         return ""
     text = " ".join(str(error).split()) or repr(error)
-    remedies = (_REMEDIES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _REMEDIES)
+    remedies = (
+        _REMEDIES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _REMEDIES
+    )
     remedy = next(remedies, None)
     return f"{text} ({remedy})" if remedy else text

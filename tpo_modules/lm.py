@@ -131,7 +131,9 @@ def watch_lm(lm: Any, overrides: Overrides, log: CallLog) -> Any:
     """
     changes = overrides.for_lm(lm)
     if overrides.n > 1 and getattr(lm, "engine", None) == "auto":
-        changes["engine"] = "litellm"  # DSPy's own engine sends n sequences as n sequential requests
+        changes["engine"] = (
+            "litellm"  # DSPy's own engine sends n sequences as n sequential requests
+        )
     view = lm.copy(**changes)
     silent = dspy.settings.disable_history
 
@@ -165,7 +167,7 @@ def parameters(lm: Any, *, native: bool) -> frozenset[str]:
 
 
 @functools.lru_cache(maxsize=256)
-def _parameters(model: str, model_type: str, engine: str) -> frozenset[str]:
+def _parameters(model: str, model_type: Any, engine: str) -> frozenset[str]:
     return frozenset(dspy.LM(model, model_type=model_type, engine=engine).supported_params)
 
 

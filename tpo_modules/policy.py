@@ -17,7 +17,7 @@ from tpo_modules.query import make_query
 from tpo_modules.run import Run, StepFailedError
 from tpo_modules.scorers.base import Query, Scorer
 from tpo_modules.scorers.function import as_scorer
-from tpo_modules.step import Program, Step
+from tpo_modules.step import Program, Step, find_predictors, signature_of
 from tpo_modules.trace import TPOTrace
 
 _RESERVED = ("signature", "demos", "config", "lm", "new_signature", "_trace", "prediction")
@@ -27,8 +27,8 @@ _CRITIQUE = Sampling(top_p=0.99)
 class PolicyModule(dspy.Module):
     """A policy whose responses are scored and pooled; subclasses say how the pool is filled (`_fill`).
 
-    Calling it returns a ``dspy.Prediction`` with the policy's own output fields, ``reward`` (the highest of the pool)
-    and ``trace`` (a `TPOTrace`). ``await module.acall(...)`` does the same in an event loop. Calls never
+    Calling it returns a ``dspy.Prediction`` with the policy's own output fields, ``reward`` (the highest of
+    the pool) and ``trace`` (a `TPOTrace`). ``await module.acall(...)`` does the same in an event loop. Calls never
     change the module, so threads and tasks may share it.
 
     Args:
@@ -215,8 +215,11 @@ class PolicyModule(dspy.Module):
         )
         if differing:
             raise TraceError(
-                f"expected a trace recorded under this module's configuration; these differ: "
-                + "; ".join(f"{k}: {trace.config.get(k)!r:.200} there, {ours.get(k)!r:.200} here" for k in differing)
+                "expected a trace recorded under this module's configuration; these differ: "
+                + "; ".join(
+                    f"{k}: {trace.config.get(k)!r:.200} there, {ours.get(k)!r:.200} here"
+                    for k in differing
+                )
             )
         self._check_lms()
         return make_query(self.policy, _restore(self.policy, trace.inputs))
@@ -260,8 +263,11 @@ class _Shared:
 
 
 def whole_number(value: Any, name: str, *, least: int) -> int:
+    """Return a whole number of at least ``least``, or raise a `ConfigurationError`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigurationError(f"expected {name} to be a whole number of at least {least}, got {value!r}")
+        raise ConfigurationError(
+            f"expected {name} to be a whole number of at least {least}, got {value!r}"
+        )
     return value
 
 
@@ -277,28 +283,31 @@ def _describe(step: Step) -> dict[str, Any]:
     """Describe a step in full: program, prompts, demos and LM, without secrets."""
     return {
         "program": type(step.predict).__qualname__,
-        "predictors": [
-            {
-                "inputs": list(predictor.signature.input_fields),
-                "outputs": list(predictor.signature.output_fields),
-                "instructions": own_instructions(predictor.signature),
-                "fields": {
-                    name: dict(field.json_schema_extra)
-                    for name, field in predictor.signature.fields.items()
-                    if field.json_schema_extra
-                },
-                "demos": jsonable({"demos": [dict(demo) for demo in predictor.demos]})["demos"],
-                "lm": getattr(predictor.lm or dspy.settings.lm, "model", None),
-            }
-            for predictor in step.predictors
-        ],
+        "predictors": [_describe_predictor(p) for p in find_predictors(step.predict)],
     }
+
+
+def _describe_predictor(predictor: dspy.Predict) -> dict[str, Any]:
+    signature: Any = signature_of(predictor)
+    labels = {name: field.json_schema_extra for name, field in signature.fields.items()}
+    return jsonable(
+        {
+            "inputs": list(signature.input_fields),
+            "outputs": list(signature.output_fields),
+            "instructions": own_instructions(signature),
+            "labels": {name: dict(extra) for name, extra in labels.items()},
+            "demos": [dict(demo) for demo in predictor.demos],
+            "lm": getattr(predictor.lm or dspy.settings.lm, "model", None),
+        }
+    )
 
 
 def _restore(policy: Step, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Turn recorded inputs back into the types that the policy's signature declares."""
-    fields = policy.signature.input_fields if policy.signature else {}
+    fields: dict[str, Any] = policy.signature.input_fields if policy.signature else {}
     return {
-        name: TypeAdapter(fields[name].annotation).validate_python(value) if name in fields else value
+        name: TypeAdapter(fields[name].annotation).validate_python(value)
+        if name in fields
+        else value
         for name, value in inputs.items()
     }

@@ -46,7 +46,7 @@ class Candidate(BaseModel):
 
 
 class CandidatePool:
-    """The candidates of one query; it only grows. (The paper's cache C.)
+    """The candidates of one query (the paper's cache C); it only grows.
 
     Ties: `chosen` is the *first* of the highest reward, `rejected` the *last* of the lowest, so that they
     differ whenever the pool holds two candidates. The rejected one also differs in text from the chosen one
@@ -80,7 +80,7 @@ class CandidatePool:
         return [candidate for candidate in self._candidates if candidate.step == step]
 
     def find(self, response: str, fields: dict[str, Any]) -> Candidate | None:
-        """The first candidate with this text and these other fields: its reward need not be asked again."""
+        """Find the first candidate with this text and these other fields: its reward is known."""
         for candidate in self._candidates:
             if candidate.response == response and candidate.fields == fields:
                 return candidate

@@ -32,7 +32,9 @@ def make_query(policy: Step, inputs: Mapping[str, Any]) -> Query:
             text = str(next(iter(shown.values())))
         return _checked(text, inputs, ())
     _check_texts(signature, inputs)
-    history = next((n for n, f in signature.input_fields.items() if f.annotation == dspy.History), None)
+    history = next(
+        (n for n, f in signature.input_fields.items() if f.annotation == dspy.History), None
+    )
     asked = signature.delete(history) if history else signature
     names = [name for name in asked.input_fields if inputs.get(name) not in (None, "")]
     text = labelled(asked, inputs)
@@ -74,7 +76,9 @@ def _check_names(policy: Step, inputs: Mapping[str, Any]) -> None:
 
 
 def _is_history(signature: type[dspy.Signature], name: str) -> bool:
-    return name in signature.input_fields and signature.input_fields[name].annotation == dspy.History
+    return (
+        name in signature.input_fields and signature.input_fields[name].annotation == dspy.History
+    )
 
 
 def _check_texts(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> None:

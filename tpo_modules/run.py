@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -72,7 +72,7 @@ _observers: ContextVar[tuple[Observer, ...]] = ContextVar("tpo_observers", defau
 
 
 @contextlib.contextmanager
-def observe(observer: Observer) -> Iterator[None]:
+def observe(observer: Observer) -> Generator[None]:
     """Call ``observer`` with every `Event` of the runs started inside the block, in their threads or tasks.
 
     An observer that raises ends the run it was told of.
@@ -181,7 +181,12 @@ class Run:
     ) -> None:
         """Record a failure."""
         failure = Failure(
-            step=step, where=where, index=index, type=kind, message=message, response=response or None
+            step=step,
+            where=where,
+            index=index,
+            type=kind,
+            message=message,
+            response=response or None,
         )
         self._record(failure, replayed=False)
 
@@ -254,7 +259,9 @@ class Run:
                 self.fail(number, "score", None, type(error).__name__, explain(error))
                 if isinstance(error, TPOError):
                     raise
-                raise StepFailedError(f"the scorer failed at step {number}: {explain(error)}") from error
+                raise StepFailedError(
+                    f"the scorer failed at step {number}: {explain(error)}"
+                ) from error
         rewards = [known[u.key] or Reward(math.nan) for u in usable]
         return Scoring(
             step=number,

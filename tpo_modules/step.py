@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import dspy
 from pydantic_core import PydanticUndefined
@@ -37,9 +37,7 @@ class Step(dspy.Module):
         ConfigurationError: No output field can be told, or there are several and none is named.
     """
 
-    def __init__(
-        self, program: Program, *, name: str, response_field: str | None = None
-    ) -> None:
+    def __init__(self, program: Program, *, name: str, response_field: str | None = None) -> None:
         super().__init__()
         self.name = name
         self.predict = _as_module(program, name)
@@ -59,11 +57,6 @@ class Step(dspy.Module):
     def required(self) -> tuple[str, ...]:
         """Names of the inputs that have no default."""
         return _input_names(self.predict, required=True)
-
-    @property
-    def predictors(self) -> list[dspy.Predict]:
-        """The predictors inside the program, frozen ones too, in a fixed order."""
-        return find_predictors(self.predict)
 
     def declared(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Pick the values that the program declares as inputs."""
@@ -98,24 +91,24 @@ class Step(dspy.Module):
             ConfigurationError: The program is a module of several predictors, or of code: it sends what it
                 likes, and the trace's ``messages`` show what that was.
         """
-        found = self.predictors
+        found = find_predictors(self.predict)
         if len(found) != 1:
             raise ConfigurationError(
                 f"expected the {self.name} step to hold one predictor to render, got {len(found)} in "
                 f"{type(self.predict).__name__}; run it and read the trace's messages instead"
             )
-        predictor = found[0]
-        shown = {name: f"{{{name}}}" for name in predictor.signature.input_fields}
+        signature = signature_of(found[0])
+        shown: dict[str, Any] = {name: f"{{{name}}}" for name in signature.input_fields}
         shown.update({name: value for name, value in values.items() if name in shown})
         adapter = self.adapter() or dspy.ChatAdapter()
-        return adapter.format(predictor.signature, predictor.demos, shown)
+        return adapter.format(signature, found[0].demos, shown)
 
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
         """Return the state of every predictor, with its fields, so that `load_state` can rebuild them."""
         state = super().dump_state(json_mode=json_mode)
         for name, predictor in self.named_parameters():
             if isinstance(predictor, dspy.Predict):
-                state[name]["fields_of_signature"] = _dump_fields(predictor.signature)
+                state[name]["fields_of_signature"] = _dump_fields(signature_of(predictor))
         return state
 
     def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:
@@ -128,7 +121,7 @@ class Step(dspy.Module):
         for name, predictor in self.named_parameters():
             if isinstance(predictor, dspy.Predict):
                 fields = state[name].pop("fields_of_signature", None)
-                if fields is not None and fields != _dump_fields(predictor.signature):
+                if fields is not None and fields != _dump_fields(signature_of(predictor)):
                     predictor.signature = _rebuild_signature(fields, self.name)
         super().load_state(state, allow_unsafe_lm_state=allow_unsafe_lm_state)
         self.output = _output_field(self.predict, self.name, None)
@@ -136,7 +129,13 @@ class Step(dspy.Module):
 
 def find_predictors(module: dspy.Module) -> list[dspy.Predict]:
     """List the predictors in a module, those of frozen sub-modules too, in a fixed order."""
-    return [found for _, found in module.named_sub_modules(type_=dspy.Predict)]
+    found = (part for _, part in module.named_sub_modules(type_=dspy.Predict))
+    return [part for part in found if isinstance(part, dspy.Predict)]
+
+
+def signature_of(predictor: dspy.Predict) -> type[dspy.Signature]:
+    """Return a predictor's signature (DSPy's own annotation says more than can happen)."""
+    return cast("type[dspy.Signature]", predictor.signature)
 
 
 def program_signature(module: dspy.Module) -> type[dspy.Signature] | None:
@@ -145,7 +144,7 @@ def program_signature(module: dspy.Module) -> type[dspy.Signature] | None:
     if isinstance(own, type) and issubclass(own, dspy.Signature):
         return own
     found = find_predictors(module)
-    return found[0].signature if len(found) == 1 else None
+    return signature_of(found[0]) if len(found) == 1 else None
 
 
 def check_offered(step: Step, offered: Iterable[str]) -> None:
@@ -173,8 +172,9 @@ def _as_module(program: Program, name: str) -> dspy.Module:
             raise SignatureError(
                 f"expected the {name} step's signature as 'input, ... -> output', got {program!r}: {error}"
             ) from error
-    if isinstance(program, type) and issubclass(program, dspy.Signature):
-        return dspy.Predict(program)
+    given: Any = program
+    if isinstance(given, type) and issubclass(given, dspy.Signature):
+        return dspy.Predict(given)
     raise ConfigurationError(
         f"expected a signature string, a dspy.Signature class or a dspy.Module as the {name} step, "
         f"got {program!r}"
@@ -186,7 +186,9 @@ def _input_names(module: dspy.Module, *, required: bool = False) -> tuple[str, .
     parameters = _named_parameters(module)
     if parameters:
         return tuple(
-            p.name for p in parameters if not (required and p.default is not inspect.Parameter.empty)
+            p.name
+            for p in parameters
+            if not (required and p.default is not inspect.Parameter.empty)
         )
     if signature is None:
         raise ConfigurationError(
@@ -266,7 +268,8 @@ def _rebuild_signature(fields: list[dict[str, str]], step: str) -> type[dspy.Sig
             )
         make = dspy.InputField if field["side"] == "input" else dspy.OutputField
         parts[field["name"]] = (_TYPES[field["type"]], make())
-    return dspy.Signature(parts)
+    make_signature: Any = dspy.Signature
+    return make_signature(parts)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
-
+from typing import Any, cast
 
 from signatures import ResponseUpdate, TextualGradient, TextualLoss
 from tpo_modules.drive import Work
@@ -191,13 +190,16 @@ _MADE = ("textual_loss", "textual_gradient")
 def _as_selection(selection: Any) -> Selection:
     if isinstance(selection, str) and selection in SELECTIONS:
         return SELECTIONS[selection]
-    if not callable(selection):
+    if not callable(selection) or isinstance(selection, type):
         raise ConfigurationError(
             f"expected a selection: one of {list(SELECTIONS)} or a function of the pool, got {selection!r}"
         )
-    return selection
+    return cast(Selection, selection)
 
 
 def _selection_name(selection: Selection) -> str:
     names = {id(function): name for name, function in SELECTIONS.items()}
-    return names.get(id(selection)) or f"{selection.__module__}:{getattr(selection, '__qualname__', '?')}"
+    return (
+        names.get(id(selection))
+        or f"{selection.__module__}:{getattr(selection, '__qualname__', '?')}"
+    )

@@ -114,7 +114,7 @@ def as_reward(value: Any) -> Reward:
     feedback = None
     if isinstance(value, Reward):
         return value
-    if isinstance(value, dspy.Prediction) or isinstance(value, Mapping):
+    if isinstance(value, (dspy.Prediction, Mapping)):
         feedback = value.get("feedback")
         value = value.get("score")
     try:
