@@ -1,0 +1,310 @@
+"""`ServerScorer`: a reward model behind HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from tpo_modules.errors import ConfigurationError, InputError, RewardError
+from tpo_modules.scorers.base import Query, Reward, as_query
+from tpo_modules.scorers.client_template import ClientTemplate
+from tpo_modules.scorers.score_check import check_rewards
+from tpo_modules.scorers.transport import JSONPoster, RequestRefusedError, Retry
+from tpo_modules.scorers.wire import Item, Output
+from tpo_modules.scorers.wire_shapes import WIRES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ABOUT_THE_CONTENT = frozenset({400, 413, 422})
+"""Statuses that can be due to one item of a batch, so that the rest may still be scored."""
+
+
+class ServerScorer:
+    """Rewards from a reward model behind vLLM, SGLang, TEI, llama.cpp, or ``tpo serve-scorer``.
+
+    Raw logits are asked for wherever the server has a switch for that. An activation (a sigmoid, or
+    a softmax over one output) keeps the order at best and flattens the differences at worst, so run
+    `check` once before a long run.
+
+    Responses travel in batches, several at a time; equal ones are sent once. Attempts that failed
+    in a way that may pass are repeated (see `Retry`); a batch that came back is never sent again. A
+    response that the server refuses or scores with NaN, null or infinity gets the reward NaN with a
+    note; if it refuses all of them, that is an error.
+
+    Safe to share among threads and event loops, and inside a running loop: see `JSONPoster`. Copies
+    share its connections.
+
+    Args:
+        url: The server's address, such as ``"http://localhost:8000"``, with or without the
+            endpoint.
+        api: The server's kind, one of `WIRES`. ``"vllm-classify"`` also works with ``tpo
+            serve-scorer``; ``"tpo"`` does that in batches, and sends the query's inputs along.
+        model: The model's name as the server knows it, where it wants one.
+        tokenizer: The reward model's tokenizer (name, folder or object), to apply the chat template
+            on this side. Needed by ``"sglang-classify"``. With ``"vllm-*"`` it allows many
+            conversations per request and cuts long ones as `RewardModelScorer` does; with
+            ``"tei-predict"`` it sends the templated conversation in place of a text pair.
+        chat_template: A Jinja template in place of the tokenizer's.
+        max_length: The most tokens to send, with ``tokenizer``; None cuts nothing.
+        output: Which output of a model with several, by index or by label.
+        token: A bearer token.
+        headers: More headers for each request.
+        timeout: Seconds for one attempt.
+        retry: When to try again.
+        batch_size: The most responses per request.
+        max_concurrency: The most requests under way at once.
+        extra: More fields for each request's body, such as ``{"truncate_prompt_tokens": 4096}``; a
+            value of None takes a field out.
+
+    Raises:
+        ConfigurationError: An unknown ``api``, an address that is no HTTP URL, a missing tokenizer,
+            or a number that is not positive.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api: str = "vllm-classify",
+        model: str | None = None,
+        tokenizer: str | PreTrainedTokenizerBase | None = None,
+        chat_template: str | None = None,
+        max_length: int | None = None,
+        output: int | str | None = None,
+        token: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 120.0,
+        retry: Retry | None = None,
+        batch_size: int = 32,
+        max_concurrency: int = 16,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        if api not in WIRES:
+            raise ConfigurationError(f"Expected api to be one of {', '.join(WIRES)}; got {api!r}.")
+        for name, value in [("timeout", timeout), ("batch_size", batch_size)]:
+            if value <= 0:
+                raise ConfigurationError(f"Expected {name} to be positive, got {value}.")
+        if max_concurrency < 1:
+            raise ConfigurationError(
+                f"Expected max_concurrency of at least 1, got {max_concurrency}."
+            )
+        self.api = api
+        self._wire = WIRES[api]
+        if self._wire.template == "required" and tokenizer is None:
+            raise ConfigurationError(
+                f"{api} takes text to which the chat template is already applied: give "
+                "tokenizer=, the name or folder of the reward model that the server runs."
+            )
+        self.url = _endpoint(url, self._wire.path)
+        self._template = (
+            None
+            if tokenizer is None or self._wire.template == "unused"
+            else ClientTemplate(tokenizer, chat_template=chat_template, max_length=max_length)
+        )
+        self._fields: dict[str, Any] = {**({"model": model} if model else {}), **(extra or {})}
+        self._output = output
+        self._batch_size = batch_size
+        self._poster = JSONPoster(
+            self.url,
+            headers={**({"authorization": f"Bearer {token}"} if token else {}), **(headers or {})},
+            timeout=timeout,
+            retry=retry or Retry(),
+            max_concurrency=max_concurrency,
+        )
+
+    def __repr__(self) -> str:
+        return f"ServerScorer({self.url!r}, api={self.api!r})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ServerScorer:
+        return self  # nothing in it changes, and copies must share the limit on concurrency
+
+    def __enter__(self) -> ServerScorer:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections; a later call opens them again."""
+        self._poster.close()
+
+    def score(self, query: str, responses: Sequence[str]) -> list[float]:
+        """Reward each response; see `Scorer.score`.
+
+        Returns:
+            One reward per response, same order; NaN (with a note) for one that the server refuses.
+
+        Raises:
+            ScorerError: The server cannot be reached, keeps failing, or refuses every response.
+            RewardError: The answer is not one number per response.
+        """
+        return self.score_pairs([(query, response) for response in responses])
+
+    async def ascore(self, query: str, responses: Sequence[str]) -> list[float]:
+        """Do what `score` does, without blocking the event loop."""
+        found = as_query(query)
+        items = await asyncio.to_thread(self._items, [(found, response) for response in responses])
+        return await asyncio.wrap_future(self._poster.submit(self._score(items)))
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """Reward pairs of any number of queries, batched together where the api can.
+
+        Returns:
+            One reward per pair, same order, as `score` gives them.
+        """
+        items = self._items([(as_query(query), response) for query, response in pairs])
+        return self._poster.submit(self._score(items)).result() if items else []
+
+    def check(
+        self, pairs: Sequence[tuple[str, str]], expected: Sequence[float], *, tol: float = 0.05
+    ) -> list[float]:
+        """Score pairs whose rewards are known, and compare: do this once before a long run.
+
+        Args:
+            pairs: A few (query, response) pairs, at least three for a good guess at what is wrong.
+            expected: Their rewards, from `RewardModelScorer` or the model's card.
+            tol: The largest difference allowed. The default suits bfloat16; use 1e-4 for float32.
+
+        Returns:
+            The rewards that the server gave.
+
+        Raises:
+            ScorerError: They differ; the message guesses the cause (a sigmoid, an offset, another
+            order...).
+        """
+        got = self.score_pairs(pairs)
+        check_rewards(got, expected, tol=tol, subject=f"{self.url} ({self.api})")
+        return got
+
+    # --- from pairs to requests
+
+    def _items(self, pairs: Sequence[tuple[Query, str]]) -> list[Item]:
+        return [self._item(query, str(response)) for query, response in pairs]
+
+    def _item(self, query: Query, response: str) -> Item:
+        if self._template is None:
+            return Item(query, response)
+        try:
+            return self._template.item(query, response, self._wire)
+        except InputError as error:
+            return Item(query, response, unsendable=str(error))
+
+    async def _score(self, items: Sequence[Item]) -> list[float]:
+        """Send each distinct item once; equal ones share its reward."""
+        distinct: dict[str, Item] = {}
+        keys = [json.dumps(self._wire.request([item])) for item in items]
+        for key, item in zip(keys, items, strict=True):
+            distinct.setdefault(key, item)
+        outcomes = await self._all_outcomes(list(distinct.values()))
+        refusals = [o for o in outcomes if isinstance(o, RequestRefusedError)]
+        if outcomes and len(refusals) == len(outcomes):
+            raise refusals[0]
+        rewards = {
+            key: self._reward(item, outcome)
+            for (key, item), outcome in zip(distinct.items(), outcomes, strict=True)
+        }
+        return [rewards[key] for key in keys]
+
+    async def _all_outcomes(self, items: Sequence[Item]) -> list[Output | RequestRefusedError]:
+        batches = self._batches(items)
+        tasks = [asyncio.ensure_future(self._outcomes([items[i] for i in b])) for b in batches]
+        try:
+            found = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()  # only those still under way when one of them failed
+        by_index = {
+            i: outcome
+            for batch, outcomes in zip(batches, found, strict=True)
+            for i, outcome in zip(batch, outcomes, strict=True)
+        }
+        return [by_index[i] for i in range(len(items))]
+
+    def _batches(self, items: Sequence[Item]) -> list[list[int]]:
+        """Group items that may share a request, at most ``batch_size`` of them."""
+        groups: dict[object, list[int]] = {}
+        for index, item in enumerate(items):
+            sharing = "one" if item.unsendable else self._wire.per_request_for(item)
+            alone = index if sharing == "one" else None
+            same_query = item.query.messages if sharing == "one query" else ()
+            key = json.dumps([alone, [dict(m) for m in same_query]])
+            groups.setdefault(key, []).append(index)
+        size = self._batch_size
+        return [g[i : i + size] for g in groups.values() for i in range(0, len(g), size)]
+
+    async def _outcomes(self, items: Sequence[Item]) -> list[Output | RequestRefusedError]:
+        """Send one batch; where its content is refused, halve it to save what can be scored."""
+        if items[0].unsendable:
+            return [RequestRefusedError(items[0].unsendable, 0)]
+        body = {**self._wire.request(items), **self._fields}
+        try:
+            answer = await self._poster.post({k: v for k, v in body.items() if v is not None})
+        except RequestRefusedError as refusal:
+            if refusal.status not in _ABOUT_THE_CONTENT:
+                raise
+            if len(items) == 1:
+                return [refusal]
+            half = len(items) // 2
+            return [*await self._outcomes(items[:half]), *await self._outcomes(items[half:])]
+        return [*self._parsed(answer, len(items))]
+
+    def _parsed(self, answer: object, count: int) -> list[Output]:
+        try:
+            return self._wire.parse(answer, count)
+        except RewardError as error:
+            raise RewardError(
+                f"{self.url} gave an answer that is not {self.api}'s: {error} "
+                "Is api= right for this server?"
+            ) from error
+
+    # --- from answers to rewards
+
+    def _reward(self, item: Item, outcome: Output | RequestRefusedError) -> Reward:
+        if isinstance(outcome, RequestRefusedError):
+            return Reward(math.nan, notes=(*item.notes, f"not scored: {outcome}"))
+        notes = (*item.notes, *outcome.notes)
+        value = self._picked(outcome)
+        if value is None:
+            return Reward(math.nan, outcome.feedback, (*notes, "the server scored it with null"))
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise RewardError(f"{self.url} gave {value!r} as a reward; expected a number.")
+        if not math.isfinite(value):
+            return Reward(
+                math.nan, outcome.feedback, (*notes, f"the server scored it with {value}")
+            )
+        return Reward(value, outcome.feedback, notes)
+
+    def _picked(self, outcome: Output) -> object:
+        """Take the one output that is the reward."""
+        values, labels = outcome.values, outcome.labels
+        if self._output is None:
+            if len(values) == 1:
+                return values[0]
+            names = f" ({', '.join(labels)})" if labels else ""
+            raise RewardError(
+                f"{self.url} gave {len(values)} numbers per response{names}; expected one. "
+                "Say which one is the reward with output=, by index or label."
+            )
+        if labels:
+            wanted = self._output if isinstance(self._output, str) else f"LABEL_{self._output}"
+            if wanted in labels:
+                return values[labels.index(wanted)]
+        elif isinstance(self._output, int) and 0 <= self._output < len(values):
+            return values[self._output]
+        have = ", ".join(labels) or f"{len(values)} numbers"
+        raise RewardError(f"{self.url} gave no output {self._output!r}; it gave {have}.")
+
+
+def _endpoint(url: str, path: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ConfigurationError(
+            f"Expected the server's address, such as 'http://localhost:8000'; got {url!r}."
+        )
+    base = url.rstrip("/")
+    return base if base.endswith(path) else base + path
