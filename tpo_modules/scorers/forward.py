@@ -85,10 +85,17 @@ class Forward:
     def _forward(self, batch: Sequence[Encoded]) -> list[float]:
         import torch
 
+        tensors = self._tensors(batch)
         with torch.inference_mode():
-            result = self.loaded.model(**self._tensors(batch))
-            values: Any = getattr(result, self.options.reward_field).float().cpu()
-        if values.dim() == 1:  # some heads squeeze their only output away
+            result = self.loaded.model(**tensors)
+        name = self.options.reward_field
+        if getattr(result, name, None) is None:
+            raise ScorerError(f"the reward model's result has no {name!r}, only {list(result)}")
+        values: Any = result[name].float().cpu()
+        if values.dim() == 3:  # a head that rates every token: its last one is the response's
+            places = _last_places(tensors["attention_mask"].cpu())
+            values = values[torch.arange(len(batch)), places]
+        if values.dim() == 1:  # a head that squeezes its only output away
             values = values.unsqueeze(-1)
         return [float(value) for value in values[:, self.options.output].tolist()]
 
@@ -140,6 +147,12 @@ def _reward(value: float | str, notes: tuple[str, ...]) -> Reward:
     if not math.isfinite(value):
         return Reward(math.nan, notes=(*notes, f"the reward model gave {value}"))
     return Reward(value, notes=notes)
+
+
+def _last_places(mask: Any) -> Any:
+    import torch
+
+    return (mask * torch.arange(mask.shape[1])).argmax(-1)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

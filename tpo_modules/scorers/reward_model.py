@@ -12,8 +12,9 @@ from tpo_modules.errors import ConfigurationError, InputError
 from tpo_modules.scorers.base import Query, Reward, as_query
 from tpo_modules.scorers.batching import BatchingScorer, Pair
 from tpo_modules.scorers.encoding import Encoded, conversation_text, encode_chat, encode_pair
-from tpo_modules.scorers.loading import BUNDLED, LoadOptions, load_reward_model
+from tpo_modules.scorers.loading import load_reward_model
 from tpo_modules.scorers.recipes import Format, find_recipe
+from tpo_modules.scorers.sources import BUNDLED, LoadOptions
 
 if TYPE_CHECKING:
     from tpo_modules.scorers.forward import Forward
@@ -89,17 +90,16 @@ class RewardModelScorer:
             if value < 1:
                 raise ConfigurationError(f"{name} must be at least 1; got {value}")
         self.model = str(model)
-        self.recipe = find_recipe(self.model)
-        self.format: Format | None = format or self.recipe.format
-        self.output = output if output is not None else self.recipe.output
-        self.max_length = max_length or self.recipe.max_length
+        find_recipe(self.model)  # refuses a pairwise model at once
+        self.format: Format | None = format
+        self.output = output
+        self.max_length = max_length
         self.batch_size = batch_size
         self.max_batch_tokens = max_batch_tokens
         self.padding_side = padding_side or "right"
         self.chat_template = chat_template
         self._load_options = LoadOptions(
             model=self.model,
-            recipe=self.recipe,
             base_model=None if base_model is None else str(base_model),
             dtype=dtype,
             device=device,
@@ -111,7 +111,6 @@ class RewardModelScorer:
         self._start()
 
     def _start(self) -> None:
-        self._loaded: LoadedModel | None = None
         self._forward: Forward | None = None
         self._load_lock = threading.Lock()
         self._tokenizer_lock = threading.Lock()
@@ -160,7 +159,7 @@ class RewardModelScorer:
             return []
         forward = self._ready()
         unique = dict.fromkeys(keys)
-        encoded = {key: self._encode(*key) for key in unique}
+        encoded = {key: self._encode(forward.loaded, *key) for key in unique}
         inputs = [item for item in encoded.values() if isinstance(item, Encoded)]
         with self._model_lock:
             rewards = iter(forward.rewards(inputs))
@@ -179,40 +178,45 @@ class RewardModelScorer:
         with self._load_lock:
             if self._forward is None:
                 loaded = load_reward_model(self._load_options)
+                recipe = loaded.recipe
+                output = recipe.output if self.output is None else self.output
                 options = ForwardOptions(
                     batch_size=self.batch_size,
                     max_batch_tokens=self.max_batch_tokens,
                     padding_side=self.padding_side,
-                    output=_output_index(self.model, self.output, loaded.labels),
-                    reward_field=self.recipe.reward_field,
+                    output=_output_index(self.model, output, loaded.labels),
+                    reward_field=recipe.reward_field,
                 )
-                self._loaded = loaded
                 self._forward = Forward(loaded, options)
             return self._forward
 
-    def _encode(self, messages: tuple[tuple[str, str], ...], response: str) -> Encoded | Reward:
-        loaded = self._loaded
-        assert loaded is not None  # noqa: S101 - score_pairs loads first
+    def _encode(
+        self, loaded: LoadedModel, messages: tuple[tuple[str, str], ...], response: str
+    ) -> Encoded | Reward:
         turns = [{"role": role, "content": content} for role, content in messages]
+        tokenizer = loaded.tokenizer
         limit = self.max_length or loaded.max_length
+        final = loaded.recipe.final_token
+        if final is not None and limit is not None:
+            limit -= 1
         try:
             with self._tokenizer_lock:
-                if self._format(loaded.tokenizer) == "pair":
+                if self._format_for(loaded) == "pair":
                     text = conversation_text(turns)
-                    return encode_pair(loaded.tokenizer, text, response, max_length=limit)
-                return encode_chat(
-                    loaded.tokenizer,
-                    turns,
-                    response,
-                    max_length=limit,
-                    chat_template=self.chat_template,
+                    return encode_pair(tokenizer, text, response, max_length=limit)
+                template = self.chat_template
+                encoded = encode_chat(
+                    tokenizer, turns, response, max_length=limit, chat_template=template
                 )
         except InputError as error:
             return Reward(math.nan, notes=(str(error),))
+        return encoded if final is None else _ended(encoded, getattr(loaded.model, final))
 
-    def _format(self, tokenizer: Any) -> Format:
-        if self.format is not None:
-            return self.format
+    def _format_for(self, loaded: LoadedModel) -> Format:
+        named = self.format or loaded.recipe.format
+        if named is not None:
+            return named
+        tokenizer = loaded.tokenizer
         if self.chat_template is not None or getattr(tokenizer, "chat_template", None):
             return "chat"
         separators = tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None
@@ -226,7 +230,7 @@ class RewardModelScorer:
 
     def __getstate__(self) -> dict[str, Any]:
         locks = ("_load_lock", "_tokenizer_lock", "_model_lock")
-        dropped = {"_loaded", "_forward", *locks}
+        dropped = {"_forward", *locks}
         return {name: value for name, value in self.__dict__.items() if name not in dropped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -244,6 +248,12 @@ def _key(index: int, pair: Pair) -> tuple[tuple[tuple[str, str], ...], str]:
         raise InputError(f"pair {index}: expected a query and a response as text; got {kinds}")
     messages = as_query(query).messages if isinstance(query, Query) else Query(query).messages
     return tuple((message["role"], message["content"]) for message in messages), str(response)
+
+
+def _ended(encoded: Encoded, token_id: int) -> Encoded:
+    if encoded.ids[-1:] == (token_id,):
+        return encoded
+    return Encoded((*encoded.ids, token_id), notes=encoded.notes)
 
 
 def _output_index(model: str, output: int | str | None, labels: Sequence[str]) -> int:
