@@ -1,0 +1,123 @@
+"""From the words of a command line to a module: LM, scorer, prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dspy
+
+from tpo_modules.baselines import BestOfNModule, RevisionModule
+from tpo_modules.cli.rewards import load_scorer
+from tpo_modules.errors import ConfigurationError
+from tpo_modules.lm import Sampling
+from tpo_modules.policy import PolicyModule
+from tpo_modules.templates import load_program
+from tpo_modules.tpo import StopRule, TPOModule
+
+METHODS: dict[str, type[PolicyModule]] = {
+    "tpo": TPOModule,
+    "revision": RevisionModule,
+    "bon": BestOfNModule,
+}
+EMBEDDED = "embedded"
+_EMBEDDED_TOKENS = 256
+_PAPER_TOKENS = 2048
+_FEWEST_SLOTS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """The options of ``tpo run`` that decide what is computed; see its help for each."""
+
+    lm: str = EMBEDDED
+    api_base: str | None = None
+    api_key: str | None = None
+    critic_lm: str | None = None
+    reward: str = "bundled"
+    method: str = "tpo"
+    width: int = 5
+    depth: int = 2
+    loss: str | None = None
+    gradient: str | None = None
+    update: str | None = None
+    selection: str = "extreme"
+    temperature: float = 0.7
+    top_p: float = 0.95
+    max_tokens: int | None = None
+    critique_max_tokens: int | None = None
+    seed: int | None = None
+    native_n: bool | None = None
+    patience: int | None = None
+    min_gap: float | None = None
+    token_budget: int | None = None
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the policy runs in this process."""
+        return self.lm == EMBEDDED or self.lm.endswith(".gguf")
+
+
+def make_lm(model: str, options: RunOptions) -> Any:
+    """Make the LM that a text names: ``embedded``, a GGUF file, or a LiteLLM model string."""
+    if model == EMBEDDED or model.endswith(".gguf"):
+        from tpo_modules.local import embedded_lm
+
+        weights = None if model == EMBEDDED else Path(model)
+        return embedded_lm(weights, slots=max(options.width, _FEWEST_SLOTS))
+    settings: dict[str, Any] = {}
+    if options.api_base:
+        # A server of one's own usually wants no key, but the client insists on one.
+        settings = {"api_base": options.api_base, "api_key": options.api_key or "none"}
+    elif options.api_key:
+        settings = {"api_key": options.api_key}
+    try:
+        return dspy.LM(model, **settings)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"expected an LM as LiteLLM names it, such as openai/gpt-4o-mini or "
+            f"hosted_vllm/NAME with --api-base, got {model!r}: {error}"
+        ) from error
+
+
+def make_module(options: RunOptions, *, scorer: Any = None) -> PolicyModule:
+    """Build the module that the options describe; DSPy must be configured with its LM.
+
+    Raises:
+        ConfigurationError: An option cannot work; found before any LM call.
+    """
+    if options.method not in METHODS:
+        raise ConfigurationError(f"expected --method to be one of {list(METHODS)}, got {options.method!r}")
+    limit = options.max_tokens or (_EMBEDDED_TOKENS if options.embedded else _PAPER_TOKENS)
+    critique = options.critique_max_tokens or (_EMBEDDED_TOKENS if options.embedded else None)
+    common: dict[str, Any] = {
+        "scorer": scorer or load_scorer(options.reward),
+        "width": options.width,
+        "sampling": Sampling(
+            temperature=options.temperature, top_p=options.top_p, max_tokens=limit
+        ),
+        "critique_sampling": Sampling(
+            temperature=options.temperature, top_p=0.99, max_tokens=critique
+        ),
+        "seed": options.seed,
+        "native_n": options.native_n,
+    }
+    if options.method == "bon":
+        return BestOfNModule(**common)
+    critic = make_lm(options.critic_lm, options) if options.critic_lm else None
+    rule = StopRule(
+        patience=options.patience, min_gap=options.min_gap, token_budget=options.token_budget
+    )
+    extra = {"depth": options.depth, "selection": options.selection, "stop": rule, "critic_lm": critic}
+    return METHODS[options.method](**common, **extra, **_programs(options))
+
+
+def _programs(options: RunOptions) -> dict[str, Any]:
+    given = {"loss": options.loss, "gradient": options.gradient, "update": options.update}
+    revision = options.method == "revision"
+    return {
+        name: load_program(spec, name, revision=revision)
+        for name, spec in given.items()
+        if spec is not None
+    }

@@ -1,0 +1,55 @@
+"""What ``--reward`` can say: one dictionary of forms, and the scorers they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tpo_modules.errors import ConfigurationError
+from tpo_modules.scorers import JudgeScorer, RewardModelScorer, ServerScorer
+from tpo_modules.scorers.base import Scorer
+from tpo_modules.scorers.function import as_scorer
+from tpo_modules.templates import load_object
+
+
+def load_scorer(spec: str, *, lm_options: dict[str, Any] | None = None) -> Scorer:
+    """Make the scorer that a text names.
+
+    Args:
+        spec: ``bundled``; ``python:module:function`` or ``python:file.py:function`` (a scorer, or a class or
+            factory without arguments that makes one, or a reward function); ``judge:MODEL``; the URL of a
+            served reward model; else a reward model's folder or hub id.
+        lm_options: Keyword arguments of the judge's ``dspy.LM``.
+
+    Raises:
+        ConfigurationError: The text has a known form with something wrong in it.
+    """
+    if not spec.strip():
+        raise ConfigurationError(f"expected a reward model: {', '.join(_FORMS)}, or a model; got nothing")
+    for prefix, make in _FORMS.items():
+        if spec.startswith(prefix):
+            return make(spec, lm_options or {})
+    return RewardModelScorer(spec)
+
+
+def _from_python(spec: str, _: dict[str, Any]) -> Scorer:
+    found = load_object(spec.removeprefix("python:"))
+    return as_scorer(found() if isinstance(found, type) else found)
+
+
+def _judge(spec: str, lm_options: dict[str, Any]) -> Scorer:
+    import dspy
+
+    return JudgeScorer(dspy.LM(spec.removeprefix("judge:"), **lm_options))
+
+
+def _server(spec: str, _: dict[str, Any]) -> Scorer:
+    return ServerScorer(spec)
+
+
+_FORMS: dict[str, Callable[[str, dict[str, Any]], Scorer]] = {
+    "python:": _from_python,
+    "judge:": _judge,
+    "http://": _server,
+    "https://": _server,
+}

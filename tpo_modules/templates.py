@@ -1,0 +1,146 @@
+"""Prompts from outside: a signature by import path, or a text file that holds a template."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import dspy
+
+from signatures import ResponseUpdate, RevisionLoss, TextualGradient, TextualLoss
+from tpo_modules.adapter import placeholders
+from tpo_modules.errors import ConfigurationError, SignatureError
+from tpo_modules.run import OFFERED_PAIR
+
+_DEFAULTS: dict[str, type[dspy.Signature]] = {
+    "loss": TextualLoss,
+    "gradient": TextualGradient,
+    "update": ResponseUpdate,
+}
+_TYPES: dict[str, Any] = {
+    "ranked_responses": list[str],
+    "past_gradients": list[str],
+    "chosen_reward": float,
+    "rejected_reward": float,
+    "reward_gap": float,
+    "step": int,
+}
+
+
+def load_program(spec: str, step: str, *, revision: bool = False) -> Any:
+    """Load a step's program from what a command line can say.
+
+    Args:
+        spec: ``none`` to leave the step out; ``module:Name`` or ``file.py:Name`` for a signature or module;
+            or the path of a text file that holds a template (see `template_signature`).
+        step: ``"loss"``, ``"gradient"`` or ``"update"``.
+        revision: Whether the step belongs to the Revision baseline, whose loss is shown no rejected response.
+
+    Returns:
+        A signature class, a ``dspy.Module``, or None.
+
+    Raises:
+        ConfigurationError: There is no such file, module or name.
+        SignatureError: The template asks for something that is not offered.
+    """
+    if spec == "none":
+        return None
+    path = Path(spec)
+    if path.is_file() and path.suffix != ".py":
+        like = RevisionLoss if revision and step == "loss" else _DEFAULTS[step]
+        return template_signature(path.read_text(encoding="utf-8"), step, like=like, name=path.stem)
+    if ":" in spec:
+        return load_object(spec)
+    raise ConfigurationError(
+        f"expected the {step} as a text file, 'module:Name', 'file.py:Name' or 'none', got {spec!r}, "
+        "which is no file here"
+    )
+
+
+def template_signature(
+    text: str,
+    step: str,
+    *,
+    like: type[dspy.Signature] | None = None,
+    name: str = "Template",
+    inputs: Sequence[str] = (),
+) -> type[dspy.Signature]:
+    """Make a signature of a prompt template.
+
+    ``{name}`` is replaced by that value; write ``{{name}}`` for braces that should stay. A template that
+    names no value gets those of the default prompt, as labelled sections below it.
+
+    Args:
+        text: The template.
+        step: ``"loss"``, ``"gradient"`` or ``"update"``.
+        like: The signature whose inputs and output it takes over; the step's default one.
+        name: Name of the signature.
+        inputs: Names of the policy's inputs, which a template may use beside what the loop offers.
+
+    Raises:
+        SignatureError: The text is empty, or a name in single braces is not offered.
+    """
+    like = like or _DEFAULTS[step]
+    if not text.strip():
+        raise SignatureError(f"expected a template for the {step}, got an empty text")
+    output = next(iter(like.output_fields))
+    made = {"update": ["textual_loss", "textual_gradient"], "gradient": ["textual_loss"]}
+    offered = ["query", *inputs, *OFFERED_PAIR, *made.get(step, [])]
+    named = placeholders(text)
+    unknown = [word for word in named if word not in offered]
+    if unknown:
+        raise SignatureError(
+            f"the template for the {step} uses {', '.join(f'{{{word}}}' for word in unknown)}, which is not "
+            f"offered; offered are {', '.join(offered)}. Double the braces of text that is no input: "
+            f"{{{{{unknown[0]}}}}}"
+        )
+    if not named:
+        return like.with_instructions(text.strip())
+    fields: dict[str, Any] = {word: (_TYPES.get(word, str), dspy.InputField()) for word in named}
+    fields[output] = (str, dspy.OutputField())
+    make_signature: Any = dspy.Signature
+    return make_signature(fields, text.strip(), signature_name=name)
+
+
+def load_object(spec: str) -> Any:
+    """Import ``module:Name`` or ``file.py:Name``.
+
+    Raises:
+        ConfigurationError: There is no such module, file or name.
+    """
+    source, _, name = spec.rpartition(":")
+    try:
+        module = _module_of_file(Path(source)) if source.endswith(".py") else _import(source)
+    except (ImportError, OSError, SyntaxError) as error:
+        raise ConfigurationError(f"cannot import {source!r} of {spec!r}: {error}") from error
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if found is None:
+        public = [word for word in vars(module) if not word.startswith("_")]
+        raise ConfigurationError(
+            f"expected {name!r} in {source!r}, which has {', '.join(public) or 'nothing public'}"
+        )
+    return found
+
+
+def _import(source: str) -> Any:
+    if "" not in sys.path and "." not in sys.path:
+        sys.path.insert(0, "")  # as `python -m` does: modules beside the working folder can be named
+    return importlib.import_module(source)
+
+
+def _module_of_file(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"not a Python file: {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
