@@ -265,9 +265,11 @@ def test_a_slow_answer_is_retried_and_then_named() -> None:
         time.sleep(0.4 if request.number < 2 else 0)
         return rerank(request)
 
-    with stub_server(slow) as stub:
-        with ServerScorer(stub.url, api="rerank", timeout=0.15, retry=QUICK) as scorer:
-            assert scorer.score("q", ["a"]) == [reward_of("qa")]
+    with (
+        stub_server(slow) as stub,
+        ServerScorer(stub.url, api="rerank", timeout=0.15, retry=QUICK) as scorer,
+    ):
+        assert scorer.score("q", ["a"]) == [reward_of("qa")]
     with stub_server(lambda _: time.sleep(0.5)) as stub:
         once = Retry(limit=1, first_wait=0.01)
         with (
@@ -287,7 +289,7 @@ def test_an_unreachable_server_is_named() -> None:
         scorer.score("q", ["a"])
 
 
-NONSENSE = {
+NONSENSE: dict[str, tuple[Any, str]] = {
     "html": (Answer(raw=b"<html>login</html>", headers={"content-type": "text/html"}), "not JSON"),
     "empty": (Answer(raw=b""), "not JSON"),
     "other shape": ({"choices": []}, "'results'"),
@@ -328,7 +330,8 @@ def test_nonsense_is_an_error_that_names_the_server_and_is_not_retried(kind: str
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "null"])
 def test_a_response_without_a_finite_score_is_nan_and_the_others_stay(value: str) -> None:
-    raw = '{"results":[{"index":1,"relevance_score":%s},{"index":0,"relevance_score":1.5}]}' % value
+    bad_row = f'{{"index": 1, "relevance_score": {value}}}'
+    raw = f'{{"results": [{bad_row}, {{"index": 0, "relevance_score": 1.5}}]}}'
     with (
         stub_server(lambda _: Answer(raw=raw.encode())) as stub,
         ServerScorer(stub.url, api="rerank") as scorer,
@@ -609,11 +612,12 @@ def test_a_cut_is_noted(tokenizer_folder: Path) -> None:
 
 # --- check() --------------------------------------------------------------------------------------
 
+Change = Callable[[float], float]
 PAIRS = [("q", "a"), ("q", "b"), ("r", "c"), ("r", "d")]
 KNOWN = [-2.0, 0.5, 1.25, 3.0]
 
 
-def transformed(change: Callable[[float], float]) -> Callable[[Request], Any]:
+def transformed(change: Change) -> Callable[[Request], Any]:
     known = {response: reward for (_, response), reward in zip(PAIRS, KNOWN, strict=True)}
 
     def handle(request: Request) -> Any:
@@ -630,22 +634,22 @@ def test_check_returns_the_rewards_where_they_are_right() -> None:
         assert scorer.check(PAIRS, KNOWN, tol=1e-4) == pytest.approx(KNOWN, abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda x: 1 / (1 + math.exp(-x)), "sigmoid of the expected"),
-        (lambda _: 1.0, "softmax over a single output"),
-        (math.tanh, "tanh of the expected"),
-        (lambda x: -x, "opposite sign"),
-        (lambda x: x - 0.9, "constant offset.*BOS"),
-        (lambda x: 0.5 * x + 3, "rescaled"),
-        (lambda x: x + 0.02 * math.sin(40 * x), "precision"),
-        (lambda x: x + 0.9 * math.sin(40 * x), "another chat template"),
-        (lambda x: math.sin(900 * x), "do not follow"),
-        (lambda x: (x == 3.0) / 2 + 0.1, "between 0 and 1"),
-    ],
-)
-def test_check_guesses_the_cause(change: Callable[[float], float], words: str) -> None:
+CHANGES: list[tuple[Change, str]] = [
+    (lambda x: 1 / (1 + math.exp(-x)), "sigmoid of the expected"),
+    (lambda _: 1.0, "softmax over a single output"),
+    (math.tanh, "tanh of the expected"),
+    (lambda x: -x, "opposite sign"),
+    (lambda x: x - 0.9, "constant offset.*BOS"),
+    (lambda x: 0.5 * x + 3, "rescaled"),
+    (lambda x: x + 0.02 * math.sin(40 * x), "precision"),
+    (lambda x: x + 0.9 * math.sin(40 * x), "another chat template"),
+    (lambda x: math.sin(900 * x), "do not follow"),
+    (lambda x: (x == 3.0) / 2 + 0.1, "between 0 and 1"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), CHANGES)
+def test_check_guesses_the_cause(change: Change, words: str) -> None:
     with (
         stub_server(transformed(change)) as stub,
         ServerScorer(stub.url) as scorer,
