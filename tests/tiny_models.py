@@ -11,6 +11,7 @@ CORPUS = [
     "Explain photosynthesis to a child: plants eat light.",
     "The quick brown fox jumps over the lazy dog, twice on Sundays.",
     "system user assistant model human You are a helpful assistant. 0123456789 (x + y) = z!",
+    "q10 q200 r30 r0 q1 q2 r2 r3 q44 r55 q66 r77 q88 q99",
 ]
 
 LLAMA_TEMPLATE = (
@@ -83,7 +84,11 @@ def make_tokenizer(family: Family) -> Any:
     backend = _TRAINERS[family.name](family)
     if not family.chat:
         names = {f"{n}_token": f"[{n.upper()}]" for n in ("unk", "sep", "pad", "cls", "mask")}
-        return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend,
+            model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+            **names,
+        )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         additional_special_tokens=list(family.tokens),

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpo_modules.errors import InputError
 from tpo_modules.scorers.base import Message
-from tpo_modules.scorers.control_tokens import control_pattern, loosen, mark, marked_ids
+from tpo_modules.scorers.control_tokens import control_pattern, loosen, mark, marked_ids, plain_ids
 from tpo_modules.scorers.truncation import fit
 
 if TYPE_CHECKING:
@@ -160,6 +160,8 @@ class _Chat:
 
     def ids(self, turns: Turns) -> list[int]:
         """Render and encode."""
+        if not any(self.control.search(turn["content"]) for turn in turns):
+            return plain_ids(self.tokenizer, self._render(turns))
         marked = [{**turn, "content": mark(self.control, turn["content"])} for turn in turns]
         return marked_ids(self.tokenizer, self._render(marked))
 
