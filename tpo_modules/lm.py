@@ -90,7 +90,7 @@ class CallLog:
     @property
     def cached(self) -> int:
         """Requests that DSPy's cache answered: they report no usage, though the stored answer has one."""
-        return sum(not e["usage"] and bool(_raw_usage(e["response"])) for e in self.entries)
+        return sum(not e["usage"] and _from_cache(e["response"]) for e in self.entries)
 
     @property
     def models(self) -> set[str]:
@@ -138,7 +138,7 @@ def watch_lm(lm: Any, overrides: Overrides, log: CallLog) -> Any:
     silent = dspy.settings.disable_history
 
     def record(entry: dict[str, Any]) -> None:
-        log.entries.append(entry)
+        log.entries.append({**entry, "stated": _stated_tokens(view, entry)})
         if not silent:
             lm.update_history(entry)
 
@@ -194,6 +194,27 @@ def _raw_usage(response: Any) -> int:
     return int(_get(usage, "completion_tokens") or _get(usage, "output_tokens") or 0)
 
 
+def _from_cache(response: Any) -> bool:
+    return bool(getattr(response, "cache_hit", False)) or bool(_raw_usage(response))
+
+
+def _stated_tokens(view: Any, entry: Mapping[str, Any]) -> int:
+    """Completion tokens that a request's answer states, or stated when it was first given.
+
+    DSPy's cache wipes the usage of an answer that came over LiteLLM, so it is kept beside it in the same cache:
+    a replay counts, and stops, where the first run did.
+    """
+    stated = _raw_usage(entry["response"])
+    if not getattr(view, "cache", False) or "n" not in view.kwargs:
+        return stated
+    settings = {k: v for k, v in view.kwargs.items() if not k.startswith("api_")}
+    key = {"tpo": "tokens", "of": [view.model, entry["messages"], settings]}
+    if stated:
+        dspy.cache.put(key, {"completion_tokens": stated})
+        return stated
+    return int((dspy.cache.get(key) or {}).get("completion_tokens", 0))
+
+
 def _finish_reasons(response: Any) -> list[str | None]:
     if isinstance(response, (tuple, list)):
         return [reason for part in response for reason in _finish_reasons(part)]
@@ -217,8 +238,7 @@ def _thinking(output: Any) -> str | None:
 
 
 def _tokens(entry: dict[str, Any], index: int) -> int | None:
-    outputs = entry["outputs"]
-    stated = _raw_usage(entry["response"])
+    outputs, stated = entry["outputs"], entry["stated"]
     if len(outputs) == 1 and stated:
         return stated
     guesses = [count_tokens(_text(output)) for output in outputs]
