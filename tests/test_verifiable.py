@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tpo_modules.errors import ConfigurationError, MissingExtraError, ScorerError
+from tpo_modules.errors import ConfigurationError, InputError, MissingExtraError
 from tpo_modules.scorers.base import Query, Reward
 from tpo_modules.scorers.verifiable import (
     ExactMatchScorer,
@@ -38,10 +38,10 @@ def test_the_reference_comes_from_the_constructor_a_mapping_or_the_inputs() -> N
 
 def test_a_missing_reference_is_named() -> None:
     with pytest.raises(
-        ScorerError, match=r"no input 'answer' with the query 'q'; it has \['query'\]"
+        InputError, match=r"no input 'answer' with the query 'q'; it has \['query'\]"
     ):
         judge(ExactMatchScorer(), "x")
-    with pytest.raises(ScorerError, match="for 1 queries, but none for 'q'"):
+    with pytest.raises(InputError, match="for 1 queries, but none for 'q'"):
         judge(ExactMatchScorer({"other": "x"}), "x")
 
 
@@ -168,7 +168,7 @@ def test_an_endless_comparison_is_stopped_and_the_next_one_works(
 
 
 def test_a_reference_that_is_no_maths_is_an_error(maths: MathScorer) -> None:
-    with pytest.raises(ScorerError, match=r"cannot read the reference answer '\?\?\?'"):
+    with pytest.raises(InputError, match=r"cannot read the reference answer '\?\?\?'"):
         judge(maths, "1", Query("q", inputs={"answer": "???"}))
 
 

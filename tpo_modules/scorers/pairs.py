@@ -36,7 +36,7 @@ class QueryByQuery:
         """
         groups: dict[object, list[int]] = {}
         for index, (query, _) in enumerate(pairs):
-            groups.setdefault(_identity(query), []).append(index)
+            groups.setdefault(query_identity(query), []).append(index)
         rewards: dict[int, float] = {}
         for indices in groups.values():
             found = self.scorer.score(pairs[indices[0]][0], [pairs[i][1] for i in indices])
@@ -49,7 +49,7 @@ class QueryByQuery:
         return [rewards[index] for index in range(len(pairs))]
 
 
-def _identity(query: str) -> object:
+def query_identity(query: str) -> object:
     """Tell queries apart that have the same text but other messages or inputs."""
     if not isinstance(query, Query):
         return query

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from tpo_modules.errors import ConfigurationError, MissingExtraError, ScorerError
+from tpo_modules.errors import ConfigurationError, InputError, MissingExtraError
 from tpo_modules.scorers.base import Reward, as_query
 from tpo_modules.scorers.math_worker import MathWorker
 
@@ -49,7 +49,7 @@ class VerifiableScorer(ABC):
             One `Reward` per response, between 0 and 1, with feedback.
 
         Raises:
-            ScorerError: There is no reference for this query, or it cannot be used.
+            InputError: There is no reference for this query, or it cannot be used.
         """
         reference = self._find(query)
         return [self._check(str(response), reference) for response in responses]
@@ -64,14 +64,14 @@ class VerifiableScorer(ABC):
         if self._reference is not None:
             if str(query) in self._reference:
                 return self._reference[str(query)]
-            raise ScorerError(
+            raise InputError(
                 f"{type(self).__name__} was given references for {len(self._reference)} queries, "
                 f"but none for {str(query)[:80]!r}."
             )
         inputs = as_query(query).inputs
         if self._field in inputs:
             return inputs[self._field]
-        raise ScorerError(
+        raise InputError(
             f"{type(self).__name__} found no input {self._field!r} with the query "
             f"{str(query)[:80]!r}; it has {sorted(inputs)}. Add it to the query's inputs, name "
             "another input (field=), or give the reference to the constructor."
@@ -203,7 +203,7 @@ class MathScorer(VerifiableScorer):
         except ImportError as error:
             raise MissingExtraError("math_verify", "verify", "MathScorer") from error
         if not comparison.readable:
-            raise ScorerError(
+            raise InputError(
                 f"MathScorer cannot read the reference answer {str(reference)[:200]!r} as "
                 "mathematics. Expected a number, an expression, or LaTeX; for words use "
                 "ExactMatchScorer."
