@@ -49,9 +49,8 @@ def checksum(text: str) -> float:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache() -> None:
     """Give each test a cache of its own: equal requests of other tests must not answer."""
-    monkeypatch.setattr(dspy, "cache", vars(dspy)["cache"])
     dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=True)
 
 

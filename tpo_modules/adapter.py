@@ -133,15 +133,18 @@ def is_plain_text(signature: type[dspy.Signature]) -> bool:
 def split_thinking(completion: str) -> tuple[str | None, str]:
     """Split a completion into its leading thinking block and its answer.
 
-    A block that was opened by the chat template (only ``</think>`` in the text) is recognised too; one that was
+    A block that was opened by the chat template (only ``</think>`` in the text) is recognised too, but not tags
+    that the answer itself mentions further down; one that was
     never closed, because the token limit came first, is all thinking and leaves an empty answer.
 
     Returns:
         The thinking, or None where there is none, and the answer; both stripped.
     """
-    if match := _THINKING.match(completion):
+    match = _THINKING.match(completion)
+    opened = completion.lstrip().startswith("<think>")
+    if match and (opened or "<think>" not in match.group(1)):
         return match.group(1).strip(), completion[match.end() :].strip()
-    if completion.lstrip().startswith("<think>"):
+    if opened:
         return completion.lstrip().removeprefix("<think>").strip(), ""
     return None, completion.strip()
 

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from tpo_modules.errors import explain
 from tpo_modules.lm import CallLog, Overrides, Sampling, supports_native_n, watch_lm
-from tpo_modules.step import Step, find_predictors
+from tpo_modules.step import Step, call_async, find_predictors
 from tpo_modules.trace import Call, Completion, Failure, add_usage
 
 TraceEntry = tuple[Any, dict[str, Any], dspy.Prediction]
@@ -158,7 +158,7 @@ class _Attempt:
         program, values = self._prepare()
         try:
             with self._context(entries):
-                prediction = await program.acall(**values)
+                prediction = await call_async(program, values)
         except Exception as error:  # noqa: BLE001  a program may raise anything; it costs its own sample only
             self.error = error
         else:
@@ -193,7 +193,11 @@ class _Attempt:
         return twin, values
 
     def _context(self, entries: list[TraceEntry]) -> Any:
+        lm = dspy.settings.lm
+        if lm and not isinstance(self.draw.step.predict, dspy.Predict):
+            lm = watch_lm(lm, self._overrides(), self.log)  # for predictors that a program makes as it runs
         return dspy.context(
+            lm=lm,
             adapter=self.draw.step.adapter(),
             trace=entries,
             send_stream=None,
@@ -218,7 +222,7 @@ class _Attempt:
             text = own[output]
             self.completions.append(
                 self.log.complete(
-                    text=text if isinstance(text, str) else str(text or ""),
+                    text=_whole_characters(text if isinstance(text, str) else str(text or "")),
                     fields=jsonable(
                         {k: v for k, v in own.items() if k not in (output, "logprobs")}
                     ),
@@ -237,6 +241,11 @@ class _Attempt:
         originals = find_predictors(self.draw.step.predict)
         twins = {id(twin): i for i, twin in enumerate(find_predictors(program))}
         return [(originals[twins[id(p)]], i, o) for p, i, o in entries if id(p) in twins]
+
+
+def _whole_characters(text: str) -> str:
+    """Replace halves of a character, which a cut at the token limit may leave and JSON cannot carry."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def jsonable(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from tpo_modules.trace import TPOTrace
 
 _RESERVED = ("signature", "demos", "config", "lm", "new_signature", "_trace", "prediction")
 _CRITIQUE = Sampling(top_p=0.99)
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # of a scorer without a repr of its own: another in every process
 
 
 class PolicyModule(dspy.Module):
@@ -102,7 +104,8 @@ class PolicyModule(dspy.Module):
     def resume(self, trace: TPOTrace) -> dspy.Prediction:
         """Continue a run from its trace, cut after any record, without repeating what is recorded.
 
-        The continued run equals the uncut one. A larger depth than the recorded one extends the run.
+        The continued run equals the uncut one. A larger depth than the recorded one extends the run. A run that
+        ended as failed is tried again from the call that it failed at.
 
         Raises:
             TraceError: The trace was recorded under another configuration; the message names the differences.
@@ -162,7 +165,7 @@ class PolicyModule(dspy.Module):
             "method": self.method,
             **self.options(),
             "prompts": {name: _describe(step) for name, step in self.steps().items()},
-            "scorer": repr(self.scorer),
+            "scorer": _ADDRESS.sub("", repr(self.scorer)),
         }
 
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
@@ -182,6 +185,7 @@ class PolicyModule(dspy.Module):
             )
         self._load_options(state["options"])
         self._load_steps(state["steps"])
+        self.policy.output = state["options"]["response_field"]
         for name, step in self.steps().items():
             step.load_state(state["steps"][name], allow_unsafe_lm_state=allow_unsafe_lm_state)
 

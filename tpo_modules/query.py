@@ -59,6 +59,10 @@ def _messages(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> lis
 def _checked(text: str, inputs: Mapping[str, Any], messages: list[Message] | tuple[()]) -> Query:
     if not text.strip():
         raise InputError("expected a query with some text, got an empty one: nothing to answer")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"expected a query of valid Unicode text, got half a character: {error}") from None
     return Query(text, inputs=inputs, messages=messages)
 
 
@@ -81,9 +85,20 @@ def _is_history(signature: type[dspy.Signature], name: str) -> bool:
     )
 
 
+def _is_conversation(value: Any) -> bool:
+    if value is None or isinstance(value, dspy.History):
+        return True
+    return isinstance(value, Mapping) and isinstance(value.get("messages"), list)
+
+
 def _check_texts(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> None:
     for name, field in signature.input_fields.items():
         value = inputs.get(name)
+        if field.annotation == dspy.History and not _is_conversation(value):
+            raise InputError(
+                f"expected the input {name!r} to be a dspy.History(messages=[...]), "
+                f"got {type(value).__name__}: {value!r:.80}"
+            )
         if field.annotation is str and name in inputs and not isinstance(value, str):
             raise InputError(
                 f"expected the input {name!r} to be a string, got {type(value).__name__}: {value!r:.80}"

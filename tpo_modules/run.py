@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from tpo_modules.errors import NoCandidateError, RewardError, TPOError, explain
 from tpo_modules.pool import Candidate, CandidatePool
 from tpo_modules.scorers.base import Query, Response, Reward
 from tpo_modules.scorers.function import as_reward
-from tpo_modules.selection import Pair
+from tpo_modules.selection import Pair, Selection
 from tpo_modules.step import Step
 from tpo_modules.trace import (
     Call,
@@ -110,6 +110,7 @@ class Run:
         )
         self.past_gradients: list[str] = []
         self._earlier = earlier
+        self._replaying = False
         self._observers = _observers.get()
         self._outer_trace: list[TraceEntry] | None = dspy.settings.trace
         self._start = time.perf_counter()
@@ -152,6 +153,24 @@ class Run:
         self._tell_optimizers(drawn.lines[0] if drawn.lines else [])
         return completion.text
 
+    def select(self, selection: Selection, number: int) -> Pair:
+        """Select the pair that a step compares.
+
+        Raises:
+            StepFailedError: The selection raised, or returned something that is no pair of candidates.
+        """
+        try:
+            given: Any = selection(self.pool)
+            chosen, rejected = given
+            if not isinstance(chosen, Candidate) or not isinstance(rejected, Candidate | None):
+                raise TypeError(f"expected a Pair of candidates, got {given!r:.200}")
+        except Exception as error:
+            self.fail(number, "selection", None, type(error).__name__, explain(error))
+            raise StepFailedError(
+                f"the selection failed at step {number}: {explain(error)}"
+            ) from error
+        return Pair(chosen, rejected)
+
     def offer(self, pair: Pair, number: int) -> dict[str, Any]:
         """Collect everything that the loop offers to a step after the first round, by name."""
         chosen, rejected = pair
@@ -188,7 +207,7 @@ class Run:
             message=message,
             response=response or None,
         )
-        self._record(failure, replayed=False)
+        self._record(failure, replayed=self._replaying)
 
     def stop(self, reason: str) -> None:
         """Mark the run as stopped early, as its stop rule asked."""
@@ -208,8 +227,13 @@ class Run:
         if not len(self.pool):
             raise self._nothing(failure)
         best = self.pool.chosen
-        fields = {**best.fields, self.module.policy.output: best.response}
-        return dspy.Prediction(**fields, reward=best.reward, trace=self.trace)
+        fields = {
+            **self.module.policy.restore(best.fields),
+            self.module.policy.output: best.response,
+            "reward": best.reward,
+            "trace": self.trace,
+        }
+        return dspy.Prediction(**fields)
 
     def _nothing(self, failure: Exception | None) -> TPOError:
         if isinstance(failure, TPOError):
@@ -224,6 +248,8 @@ class Run:
 
     def _draw(self, step: Step, number: int, values: Mapping[str, Any], n: int) -> Work[Drawn]:
         call = self._recorded(self._earlier.calls if self._earlier else [], number, step.name)
+        if call is not None and self._failed_at(call):
+            call = None  # what a run failed at is tried again
         if call is not None:
             drawn = Drawn(call=call, lines=[[] for _ in call.completions])
         else:
@@ -233,9 +259,16 @@ class Run:
             self._record(failure, replayed=call is not None)
         return drawn
 
+    def _failed_at(self, call: Call) -> bool:
+        """Say whether this is the call that ended the earlier run."""
+        assert self._earlier is not None  # noqa: S101  it is where the call comes from
+        last = self._earlier.status == "failed" and call is self._earlier.calls[-1]
+        return last and not any(completion.text.strip() for completion in call.completions)
+
     def _score(self, number: int, usable: Sequence[_Usable]) -> Work[list[Reward]]:
         scorings = self._earlier.scorings if self._earlier else []
         recorded = next((s for s in scorings if s.step == number), None)
+        self._replaying = recorded is not None
         if recorded is None:
             recorded = yield from self._ask_scorer(number, usable)
             self._record(recorded, replayed=False)
@@ -251,7 +284,7 @@ class Run:
         new = [key for key, reward in known.items() if reward is None]
         first = {u.key: u for u in reversed(usable)}
         if new:
-            responses = [first[key].to_response(self.module.policy.output) for key in new]
+            responses = [first[key].to_response(self.module.policy) for key in new]
             try:
                 raw = yield Score(self.module.scorer, self.query, responses)
                 known.update(zip(new, check_rewards(raw, len(new)), strict=True))
@@ -321,6 +354,7 @@ class Run:
         return next((call for call in calls if (call.step, call.name) == (number, name)), None)
 
     def _record(self, record: Call | Scoring | Failure, *, replayed: bool) -> None:
+        self._replaying = replayed
         if isinstance(record, Call):
             self.trace.calls.append(record)
         elif isinstance(record, Scoring):
@@ -333,6 +367,8 @@ class Run:
     def _tell_optimizers(self, lines: Sequence[TraceEntry]) -> None:
         if self._outer_trace is not None:
             self._outer_trace.extend(lines)
+            excess = len(self._outer_trace) - dspy.settings.max_trace_size
+            del self._outer_trace[: max(0, excess)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,9 +383,10 @@ class _Usable:
     def key(self) -> str:
         return repr((self.completion.text, sorted(self.fields.items())))
 
-    def to_response(self, output: str) -> Response:
+    def to_response(self, policy: Step) -> Response:
         text = self.completion.text
-        return Response(text, dspy.Prediction(**{**self.fields, output: text}))
+        fields = {**policy.restore(self.fields), policy.output: text}
+        return Response(text, dspy.Prediction(**fields))
 
     def candidate(
         self, index: int, step: int, reward: Reward, parent: Candidate | None
@@ -378,7 +415,8 @@ def check_rewards(rewards: Any, count: int) -> list[Reward]:
     Raises:
         RewardError: It is no list, has another length than the responses, or holds something that is no number.
     """
-    if isinstance(rewards, (str, bytes)) or not hasattr(rewards, "__len__"):
+    unordered = isinstance(rewards, str | bytes | Mapping | Set)
+    if unordered or not hasattr(rewards, "__len__"):
         raise RewardError(
             f"expected a list of {count} rewards from the scorer, got {type(rewards).__name__}"
         )
@@ -391,8 +429,13 @@ def check_rewards(rewards: Any, count: int) -> list[Reward]:
 
 def usable_index(call: Call, candidate: Candidate) -> int:
     """Find which of a call's completions became a candidate (the first of equal ones)."""
-    texts = [completion.text for completion in call.completions]
-    return texts.index(candidate.response)
+    own = candidate.parent is None  # an updated candidate has its parent's other fields, not the update's
+    return next(
+        index
+        for index, completion in enumerate(call.completions)
+        if completion.text == candidate.response
+        and (not own or completion.fields == candidate.fields)
+    )
 
 
 def _why_empty(completion: Completion) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import dspy
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticUndefined
 
 from tpo_modules.adapter import PlainTextAdapter, is_plain_text
@@ -62,6 +64,14 @@ class Step(dspy.Module):
         """Pick the values that the program declares as inputs."""
         return {name: values[name] for name in self.inputs if name in values}
 
+    def restore(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Turn recorded JSON values back into the types that the signature declares, where that can be done."""
+        fields: dict[str, Any] = self.signature.fields if self.signature else {}
+        return {
+            name: _restored(fields[name].annotation, value) if name in fields else value
+            for name, value in values.items()
+        }
+
     def adapter(self) -> dspy.Adapter | None:
         """Return the adapter that the step runs under; None leaves the configured one."""
         configured = dspy.settings.adapter
@@ -80,7 +90,7 @@ class Step(dspy.Module):
     async def aforward(self, **values: Any) -> dspy.Prediction:
         """Do what ``forward`` does, asynchronously."""
         with dspy.context(adapter=self.adapter()):
-            return await self.predict.acall(**self.declared(values))
+            return await call_async(self.predict, self.declared(values))
 
     def render(self, **values: Any) -> list[dict[str, Any]]:
         """Return the exact messages that the step would send for these values.
@@ -98,8 +108,11 @@ class Step(dspy.Module):
                 f"{type(self.predict).__name__}; run it and read the trace's messages instead"
             )
         signature = signature_of(found[0])
-        shown: dict[str, Any] = {name: f"{{{name}}}" for name in signature.input_fields}
-        shown.update({name: value for name, value in values.items() if name in shown})
+        declared = signature.input_fields
+        shown: dict[str, Any] = {
+            name: f"{{{name}}}" for name, f in declared.items() if f.annotation != dspy.History
+        }
+        shown.update({name: value for name, value in values.items() if name in declared})
         adapter = self.adapter() or dspy.ChatAdapter()
         return adapter.format(signature, found[0].demos, shown)
 
@@ -115,22 +128,46 @@ class Step(dspy.Module):
         """Load what `dump_state` returned, also where the saved signature has other fields.
 
         Raises:
+            ConfigurationError: The state is of another program: its predictors have other names.
             SignatureError: A saved field has a type that JSON state cannot carry; build the module with
                 that signature first.
         """
-        for name, predictor in self.named_parameters():
+        state = {name: dict(part) for name, part in state.items()}
+        ours = dict(self.named_parameters())
+        if missing := [name for name in ours if name not in state]:
+            raise ConfigurationError(
+                f"expected saved state of the {self.name} step's predictors {list(ours)}, got {list(state)} "
+                f"(missing: {_listed(missing)}): build the module with the program that was saved, then load"
+            )
+        for name, predictor in ours.items():
             if isinstance(predictor, dspy.Predict):
                 fields = state[name].pop("fields_of_signature", None)
                 if fields is not None and fields != _dump_fields(signature_of(predictor)):
                     predictor.signature = _rebuild_signature(fields, self.name)
         super().load_state(state, allow_unsafe_lm_state=allow_unsafe_lm_state)
-        self.output = _output_field(self.predict, self.name, None)
+        signature = self.signature
+        if signature is not None and self.output not in signature.output_fields:
+            self.output = _output_field(self.predict, self.name, None)
+
+
+async def call_async(program: dspy.Module, values: Mapping[str, Any]) -> dspy.Prediction:
+    """Call a program without blocking the event loop: in a thread, where it has no ``aforward``."""
+    if hasattr(program, "aforward"):
+        return await program.acall(**values)
+    return await asyncio.to_thread(program, **values)
 
 
 def find_predictors(module: dspy.Module) -> list[dspy.Predict]:
     """List the predictors in a module, those of frozen sub-modules too, in a fixed order."""
     found = (part for _, part in module.named_sub_modules(type_=dspy.Predict))
     return [part for part in found if isinstance(part, dspy.Predict)]
+
+
+def _restored(annotation: Any, value: Any) -> Any:
+    try:
+        return TypeAdapter(annotation).validate_python(value)
+    except ValidationError:  # kept as its repr, because JSON had no form for it
+        return value
 
 
 def signature_of(predictor: dspy.Predict) -> type[dspy.Signature]:

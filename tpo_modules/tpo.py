@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
+import dspy
+
 from signatures import ResponseUpdate, TextualGradient, TextualLoss
 from tpo_modules.drive import Work
 from tpo_modules.errors import ConfigurationError
@@ -28,6 +30,12 @@ class StopRule:
     patience: int | None = None
     min_gap: float | None = None
     token_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a rule that would stop before it has seen anything."""
+        for name in ("patience", "token_budget"):
+            if getattr(self, name) is not None:
+                whole_number(getattr(self, name), name, least=1)
 
 
 class TPOModule(PolicyModule):
@@ -81,6 +89,8 @@ class TPOModule(PolicyModule):
         **options: Any,
     ) -> None:
         super().__init__(policy, scorer=scorer, **options)
+        if critic_lm is not None and not isinstance(critic_lm, dspy.BaseLM):
+            raise ConfigurationError(f"expected critic_lm to be a dspy.LM, got {critic_lm!r}")
         self.depth = whole_number(depth, "depth", least=0)
         self.selection = _as_selection(selection)
         self.stop = stop or StopRule()
@@ -95,7 +105,7 @@ class TPOModule(PolicyModule):
     def _fill(self, run: Run) -> Work[None]:
         yield from run.sample(self.policy, 0, run.query.inputs)
         for number in range(1, self.depth + 1):
-            pair = self.selection(run.pool)
+            pair = run.select(self.selection, number)
             if reason := self._reason_to_stop(run, pair):
                 run.stop(reason)
                 return

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Literal
@@ -65,16 +66,20 @@ class FunctionScorer:
             RewardError: The function returned something that is no number.
         """
         if self.is_async:
-            # A thread of its own, since this one may already be running an event loop (Jupyter).
+            # A thread of its own, since this one may already be running an event loop (Jupyter); not one of
+            # the scoring executor's, since this one may be one of them, and the last.
             job = partial(asyncio.run, self.ascore(query, responses))
-            return scoring_executor().submit(copy_context().run, job).result()
+            with ThreadPoolExecutor(max_workers=1) as thread:
+                return thread.submit(copy_context().run, job).result()
         return [as_reward(self.fn(*self._arguments(query, r))) for r in responses]
 
     async def ascore(self, query: str, responses: Sequence[str]) -> list[float]:
         """Do what `score` does: an async function is awaited for all responses at once."""
         if not self.is_async:
+            # In a copy of this context: the function may be a metric that calls DSPy.
+            job = partial(self.score, query, responses)
             return await asyncio.get_running_loop().run_in_executor(
-                scoring_executor(), self.score, query, responses
+                scoring_executor(), copy_context().run, job
             )
         results = await asyncio.gather(*(self.fn(*self._arguments(query, r)) for r in responses))
         return [as_reward(result) for result in results]
@@ -118,6 +123,8 @@ def as_reward(value: Any) -> Reward:
         feedback = value.get("feedback")
         value = value.get("score")
     try:
+        if isinstance(value, str | bytes):
+            raise TypeError("text is no number")
         return Reward(float(value), feedback=feedback)
     except (TypeError, ValueError) as error:
         raise RewardError(
@@ -127,10 +134,8 @@ def as_reward(value: Any) -> Reward:
 
 
 @functools.cache
-def scoring_executor() -> Any:
+def scoring_executor() -> ThreadPoolExecutor:
     """Return the threads that blocking scorers run in, so that they never hold up LM calls."""
-    from concurrent.futures import ThreadPoolExecutor
-
     return ThreadPoolExecutor(max_workers=8, thread_name_prefix="tpo-score")
 
 
