@@ -14,6 +14,7 @@ import dspy
 from pydantic import TypeAdapter
 
 from tpo_modules.errors import explain
+from tpo_modules.gate import request_slot
 from tpo_modules.lm import CallLog, Overrides, Sampling, supports_native_n, watch_lm
 from tpo_modules.step import Step, call_async, find_predictors
 from tpo_modules.trace import Call, Completion, Failure, add_usage
@@ -157,8 +158,9 @@ class _Attempt:
         entries: list[TraceEntry] = []
         program, values = self._prepare()
         try:
-            with self._context(entries):
-                prediction = await call_async(program, values)
+            async with request_slot(self.draw.number, self.draw.step.name):
+                with self._context(entries):
+                    prediction = await call_async(program, values)
         except Exception as error:  # noqa: BLE001  a program may raise anything; it costs its own sample only
             self.error = error
         else:

@@ -7,6 +7,7 @@ Each child also inherits the builtin it refines, so ``except ValueError`` keeps 
     |   `-- SignatureError                 a prompt template that asks for what the loop does not offer
     |-- InputError (ValueError)            a query that cannot be answered
     |   `-- DataFileError                  a query file that cannot be read (names the line)
+    |-- RunFolderError (OSError)           a run's folder is locked, of another run, or cannot be written
     |-- TraceError (ValueError)            a trace of another version, or of another configuration
     |-- MissingExtraError (ImportError)    an optional dependency is not installed (names the extra)
     |-- NoCandidateError (RuntimeError)    the first round gave nothing that can be returned
@@ -20,6 +21,8 @@ Messages say what was expected, what came, and how to mend it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 class TPOError(Exception):
@@ -46,6 +49,10 @@ class TraceError(TPOError, ValueError):
     """A trace that cannot be used: another version, or recorded under another configuration."""
 
 
+class RunFolderError(TPOError, OSError):
+    """A run's folder is in use, belongs to another run, was damaged, or cannot be written."""
+
+
 class MissingExtraError(TPOError, ImportError):
     """An optional dependency is missing; the message names the extra to install.
 
@@ -63,7 +70,15 @@ class MissingExtraError(TPOError, ImportError):
 
 
 class NoCandidateError(TPOError, RuntimeError):
-    """The first round gave no scored candidate, so there is nothing to return."""
+    """The first round gave no scored candidate, so there is nothing to return.
+
+    Attributes:
+        kinds: The classes of the errors that the samples met, by name.
+    """
+
+    def __init__(self, message: str, kinds: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.kinds = tuple(kinds)
 
 
 class LMCallError(TPOError, RuntimeError):

@@ -101,20 +101,28 @@ class PolicyModule(dspy.Module):
         """Do what ``forward`` does, in the running event loop."""
         return await adrive(self._solve(self._query(query, inputs), None))
 
-    def resume(self, trace: TPOTrace) -> dspy.Prediction:
+    def resume(
+        self, trace: TPOTrace, *, inputs: Mapping[str, Any] | None = None
+    ) -> dspy.Prediction:
         """Continue a run from its trace, cut after any record, without repeating what is recorded.
 
         The continued run equals the uncut one. A larger depth than the recorded one extends the run. A run that
         ended as failed is tried again from the call that it failed at.
 
+        Args:
+            trace: What is recorded.
+            inputs: The policy's inputs, where the trace does not hold them as they were.
+
         Raises:
             TraceError: The trace was recorded under another configuration; the message names the differences.
         """
-        return drive(self._solve(self._recorded_query(trace), trace))
+        return drive(self._solve(self._recorded_query(trace, inputs), trace))
 
-    async def aresume(self, trace: TPOTrace) -> dspy.Prediction:
+    async def aresume(
+        self, trace: TPOTrace, *, inputs: Mapping[str, Any] | None = None
+    ) -> dspy.Prediction:
         """Do what `resume` does, in the running event loop."""
-        return await adrive(self._solve(self._recorded_query(trace), trace))
+        return await adrive(self._solve(self._recorded_query(trace, inputs), trace))
 
     def render(self, step: str = "policy", /, **values: Any) -> list[dict[str, Any]]:
         """Return the exact messages that a step would send for these values.
@@ -210,7 +218,7 @@ class PolicyModule(dspy.Module):
         self._check_lms()
         return make_query(self.policy, {**dict(zip(names, query, strict=False)), **inputs})
 
-    def _recorded_query(self, trace: TPOTrace) -> Query:
+    def _recorded_query(self, trace: TPOTrace, inputs: Mapping[str, Any] | None) -> Query:
         ours = jsonable(self.config())
         differing = sorted(
             key
@@ -226,7 +234,8 @@ class PolicyModule(dspy.Module):
                 )
             )
         self._check_lms()
-        return make_query(self.policy, _restore(self.policy, trace.inputs))
+        given = _restore(self.policy, trace.inputs) if inputs is None else inputs
+        return make_query(self.policy, given)
 
     def _check_policy(self) -> None:
         outputs = list(self.policy.signature.output_fields) if self.policy.signature else []

@@ -241,7 +241,8 @@ class Run:
         reasons = dict.fromkeys(f"{f.type}: {f.message}" for f in self.trace.failures)
         error = NoCandidateError(
             f"expected at least one scored response in the first round of {self.module.width}, got none: "
-            + ("; ".join(reasons) or str(failure))
+            + ("; ".join(reasons) or str(failure)),
+            kinds=(f.type for f in self.trace.failures),
         )
         error.__cause__ = failure
         return error

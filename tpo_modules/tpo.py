@@ -10,6 +10,7 @@ import dspy
 from signatures import ResponseUpdate, TextualGradient, TextualLoss
 from tpo_modules.drive import Work
 from tpo_modules.errors import ConfigurationError
+from tpo_modules.gate import reason_to_halt
 from tpo_modules.policy import PolicyModule, whole_number
 from tpo_modules.run import OFFERED_PAIR, Run
 from tpo_modules.selection import SELECTIONS, Selection, extreme_pair
@@ -144,6 +145,8 @@ class TPOModule(PolicyModule):
 
     def _reason_to_stop(self, run: Run, pair: Any) -> str | None:
         """Say why the next step should not be made, or None."""
+        if reason := reason_to_halt():
+            return reason
         rule, number = self.stop, 1 + max(candidate.step for candidate in run.pool)
         if rule.token_budget is not None and run.trace.generated_tokens >= rule.token_budget:
             return f"token budget: {run.trace.generated_tokens} of {rule.token_budget} tokens generated"

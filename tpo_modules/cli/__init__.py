@@ -12,8 +12,8 @@ from rich.text import Text
 from tpo_modules import TPOError, __version__
 from tpo_modules.cli.demo import demo
 from tpo_modules.cli.run import run
-#from tpo_modules.cli.score import score
-#from tpo_modules.cli.serve import serve_scorer
+from tpo_modules.cli.score import score
+from tpo_modules.cli.serve import serve_scorer
 
 app = typer.Typer(
     help="Test-time preference optimization: steer a frozen LM to a reward model while it answers.",
@@ -23,8 +23,8 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(demo)
-#app.command()(score)
-#app.command("serve-scorer")(serve_scorer)
+app.command()(score)
+app.command("serve-scorer")(serve_scorer)
 
 
 @app.callback(invoke_without_command=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import Annotated
+from typing import Annotated, Any
 
 import dspy
 import typer
@@ -45,7 +45,12 @@ def demo(
     scorer = load_scorer(reward)
     sampling = Sampling(max_tokens=max_tokens)
     critique = Sampling(top_p=0.99, max_tokens=max_tokens)
-    common = {"scorer": scorer, "sampling": sampling, "critique_sampling": critique, "seed": seed}
+    common: dict[str, Any] = {
+        "scorer": scorer,
+        "sampling": sampling,
+        "critique_sampling": critique,
+        "seed": seed,
+    }
     tpo, revision = TPOModule(**common), RevisionModule(**common)
     wide = BestOfNModule(width=15, **common)
     rows: list[tuple[float, ...]] = []

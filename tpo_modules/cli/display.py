@@ -2,48 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import fmean
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tpo_modules.pool import Candidate
 from tpo_modules.results import FailedQuery, QueryResult
 from tpo_modules.run import Event
-from tpo_modules.trace import Call, Failure, Scoring
+from tpo_modules.trace import Failure, Scoring
 
 
 class LiveSteps:
-    """An observer that prints a line per record: a critique's first words, or a round's rewards."""
+    """An observer that prints a line per record: a critique's first words, or a round's rewards.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: Where to print.
+        name_query: Whether each line begins with the query, for several at once.
+
+    Attributes:
+        best: The best candidate so far of the run that was last heard of.
+    """
+
+    def __init__(self, console: Console, *, name_query: bool = False) -> None:
+        self.best: Candidate | None = None
         self._console = console
-        self._best = float("-inf")
+        self._name_query = name_query
 
     def __call__(self, event: Event) -> None:
         """Print what is new in the trace."""
         record = event.record
+        self.best = event.trace.pool.chosen if event.trace.candidates else self.best
         if isinstance(record, Scoring):
             self._round(event, record)
         elif isinstance(record, Failure):
-            self._line(record.step, record.where, f"{record.type}: {record.message}", style="yellow")
+            text = f"{record.type}: {record.message}"
+            self._line(event, record.step, record.where, text, style="yellow")
         elif record.name in ("loss", "gradient"):
-            self._critique(record)
-
-    def _critique(self, call: Call) -> None:
-        words = " ".join(call.completions[0].text.split())
-        self._line(call.step, call.name, f"{call.seconds:5.1f} s  {words}", style="dim")
+            words = " ".join(record.completions[0].text.split())
+            self._line(
+                event, record.step, record.name, f"{record.seconds:5.1f} s  {words}", style="dim"
+            )
 
     def _round(self, event: Event, scoring: Scoring) -> None:
-        calls = [call for call in event.trace.calls if call.step == scoring.step]
-        call = calls[-1]
+        call = [call for call in event.trace.calls if call.step == scoring.step][-1]
+        known = [c.reward for c in event.trace.candidates if c.step < scoring.step]
         finite = [reward for reward in scoring.rewards if reward is not None]
-        self._best = max([self._best if scoring.step else float("-inf"), *finite])
+        best = max([*known, *finite], default=float("nan"))
         rewards = "".join("    nan" if r is None else f"{r:7.2f}" for r in scoring.rewards)
-        self._line(
-            scoring.step, call.name, f"{call.seconds:5.1f} s  rewards{rewards}  best {self._best:.2f}"
-        )
+        text = f"{call.seconds:5.1f} s  rewards{rewards}  best {best:.2f}"
+        self._line(event, scoring.step, call.name, text)
 
-    def _line(self, step: int, name: str, text: str, style: str = "") -> None:
-        line = Text(f"step {step}  {name:<9}{text}", style=style)
+    def _line(self, event: Event, step: int, name: str, text: str, style: str = "") -> None:
+        query = f"[{' '.join(event.trace.query.split())[:24]:<24}] " if self._name_query else ""
+        line = Text(f"{query}step {step}  {name:<9}{text}", style=style)
         self._console.print(line, no_wrap=True, overflow="ellipsis")
 
 
@@ -79,6 +93,24 @@ def where_from(result: QueryResult) -> str:
         f"{result.sample + 1} of {rounds}; {result.requests} requests, "
         f"{result.generated_tokens} tokens generated, {result.seconds:.1f} s{copies}"
     )
+
+
+def show_summary(console: Console, results: Sequence[QueryResult]) -> None:
+    """Print the mean rewards of several queries, step by step."""
+    if len(results) < 2:
+        return
+    steps = max(len(result.rewards_by_step) for result in results)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("step", "samples", "mean reward", "mean best so far"):
+        table.add_column(heading, justify="right")
+    for step in range(steps):
+        rewards = [r for result in results for r in result.rewards_by_step[step : step + 1]]
+        samples = [reward for group in rewards for reward in group]
+        best = [max(r for g in result.rewards_by_step[: step + 1] for r in g) for result in results]
+        if samples:
+            means = (f"{fmean(samples):.2f}", f"{fmean(best):.2f}")
+            table.add_row(str(step), str(len(samples)), *means)
+    console.print(table)
 
 
 def show_failure(console: Console, failed: FailedQuery) -> None:

@@ -24,7 +24,8 @@ METHODS: dict[str, type[PolicyModule]] = {
 EMBEDDED = "embedded"
 _EMBEDDED_TOKENS = 256
 _PAPER_TOKENS = 2048
-_FEWEST_SLOTS = 5
+_EMBEDDED_AT_ONCE = 2
+_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,11 @@ class RunOptions:
         """Whether the policy runs in this process."""
         return self.lm == EMBEDDED or self.lm.endswith(".gguf")
 
+    @property
+    def requests_at_once(self) -> int:
+        """Requests in flight that suit the policy, for runs of many queries."""
+        return _EMBEDDED_AT_ONCE if self.embedded else _AT_ONCE
+
 
 def make_lm(model: str, options: RunOptions) -> Any:
     """Make the LM that a text names: ``embedded``, a GGUF file, or a LiteLLM model string."""
@@ -65,7 +71,7 @@ def make_lm(model: str, options: RunOptions) -> Any:
         from tpo_modules.local import embedded_lm
 
         weights = None if model == EMBEDDED else Path(model)
-        return embedded_lm(weights, slots=max(options.width, _FEWEST_SLOTS))
+        return embedded_lm(weights, slots=options.requests_at_once * max(options.width, 1))
     settings: dict[str, Any] = {}
     if options.api_base:
         # A server of one's own usually wants no key, but the client insists on one.
@@ -88,7 +94,9 @@ def make_module(options: RunOptions, *, scorer: Any = None) -> PolicyModule:
         ConfigurationError: An option cannot work; found before any LM call.
     """
     if options.method not in METHODS:
-        raise ConfigurationError(f"expected --method to be one of {list(METHODS)}, got {options.method!r}")
+        raise ConfigurationError(
+            f"expected --method to be one of {list(METHODS)}, got {options.method!r}"
+        )
     limit = options.max_tokens or (_EMBEDDED_TOKENS if options.embedded else _PAPER_TOKENS)
     critique = options.critique_max_tokens or (_EMBEDDED_TOKENS if options.embedded else None)
     common: dict[str, Any] = {
@@ -109,7 +117,12 @@ def make_module(options: RunOptions, *, scorer: Any = None) -> PolicyModule:
     rule = StopRule(
         patience=options.patience, min_gap=options.min_gap, token_budget=options.token_budget
     )
-    extra = {"depth": options.depth, "selection": options.selection, "stop": rule, "critic_lm": critic}
+    extra = {
+        "depth": options.depth,
+        "selection": options.selection,
+        "stop": rule,
+        "critic_lm": critic,
+    }
     return METHODS[options.method](**common, **extra, **_programs(options))
 
 
@@ -121,3 +134,23 @@ def _programs(options: RunOptions) -> dict[str, Any]:
         for name, spec in given.items()
         if spec is not None
     }
+
+
+def plan_text(module: PolicyModule, queries: int) -> str:
+    """Say what a run would send: requests, sequences, rewards, and tokens at most."""
+    depth = module.depth if isinstance(module, TPOModule) else 0
+    width = module.width
+    critiques = sum(name in ("loss", "gradient") for name in module.steps()) * depth
+    rounds = 1 + depth
+    native = "" if width == 1 else f" (without native n: {queries * (width * rounds + critiques)})"
+    responses = width * rounds * (module.sampling.max_tokens or 0)
+    limits = (module.sampling.max_tokens, module.critique_sampling.max_tokens or not critiques)
+    tokens = responses + critiques * (module.critique_sampling.max_tokens or 0)
+    most = f"at most {queries * tokens}" if all(limits) else "no limit: set --critique-max-tokens"
+    return (
+        f"{module.method} {module.label}, {queries} queries, without early stops:\n"
+        f"requests   {queries * (rounds + critiques)}{native}\n"
+        f"sequences  {queries * (width * rounds + critiques)}\n"
+        f"rewards    {queries * width * rounds}\n"
+        f"tokens generated  {most}"
+    )

@@ -25,7 +25,9 @@ def load_scorer(spec: str, *, lm_options: dict[str, Any] | None = None) -> Score
         ConfigurationError: The text has a known form with something wrong in it.
     """
     if not spec.strip():
-        raise ConfigurationError(f"expected a reward model: {', '.join(_FORMS)}, or a model; got nothing")
+        raise ConfigurationError(
+            f"expected a reward model: {', '.join(_FORMS)}, or a model; got nothing"
+        )
     for prefix, make in _FORMS.items():
         if spec.startswith(prefix):
             return make(spec, lm_options or {})

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import dspy
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from tpo_modules.cli.display import LiveSteps, show_failure, show_result
-from tpo_modules.cli.options import EMBEDDED, RunOptions, make_lm, make_module
+from tpo_modules.cli.display import LiveSteps, show_failure, show_result, show_summary
+from tpo_modules.cli.many import answer_many, read_results
+from tpo_modules.cli.options import EMBEDDED, RunOptions, make_lm, make_module, plan_text
 from tpo_modules.errors import ConfigurationError, InputError, NoCandidateError, ScorerError
 from tpo_modules.policy import PolicyModule
 from tpo_modules.queries import QueryRow, parse_queries, read_queries
 from tpo_modules.results import FailedQuery, QueryResult
 from tpo_modules.run import observe
+from tpo_modules.runner import RunSettings
+from tpo_modules.tally import Limits
 
-# Errors that concern one query of many; any other ends the command.
+# Errors that concern the query; any other is the command's.
 _OF_ONE_QUERY = (InputError, NoCandidateError, ScorerError)
+_FEW = 20  # up to so many queries, every step and response is printed
 
 
 def run(
@@ -92,15 +96,45 @@ def run(
         int | None, typer.Option(help="Start no step after so many generated tokens.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Append each result with its trace to this JSONL file.")
+        Path | None,
+        typer.Option(
+            help="Where results go: with --data the run's folder, else a JSONL file to append to. "
+            "[default with --data: runs/NAME-METHOD-LABEL]"
+        ),
     ] = None,
+    max_in_flight: Annotated[
+        int | None,
+        typer.Option(help="Requests at a time, with --data. [default: 2 if embedded, else 32]"),
+    ] = None,
+    retry_failures: Annotated[
+        bool, typer.Option(help="With --data: try failed queries of the folder again.")
+    ] = False,
+    extend_depth: Annotated[
+        bool, typer.Option(help="With --data: continue the folder's runs to a larger --depth.")
+    ] = False,
+    max_tokens_run: Annotated[
+        int | None, typer.Option("--budget-tokens", help="Budget of the run: tokens billed.")
+    ] = None,
+    max_requests_run: Annotated[
+        int | None, typer.Option("--budget-requests", help="Budget of the run: requests.")
+    ] = None,
+    max_money_run: Annotated[
+        float | None, typer.Option("--budget-money", help="Budget of the run, by LiteLLM's prices.")
+    ] = None,
+    max_seconds_run: Annotated[
+        float | None, typer.Option("--budget-seconds", help="Budget of the run: wall time.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.")
+    ] = False,
     json_: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per query, nothing else.")
     ] = False,
 ) -> None:
     """Steer a frozen LM to a reward model while it answers.
 
-    Prints the best response of each query; progress and rewards go to standard error.
+    Prints the best response of each query; progress and rewards go to standard error. With --data the run is kept
+    in a folder, and the same command again continues it.
     """
     rows = _rows(query, data, limit)
     options = RunOptions(
@@ -127,58 +161,96 @@ def run(
         token_budget=token_budget,
     )
     console = Console(stderr=True, quiet=json_)
+    if dry_run:
+        print(plan_text(make_module(options), len(rows)))
+        return
+    settings = RunSettings(
+        max_in_flight=max_in_flight or options.requests_at_once,
+        retry_failures=retry_failures,
+        extend_depth=extend_depth,
+        limits=Limits(
+            tokens=max_tokens_run,
+            requests=max_requests_run,
+            money=max_money_run,
+            seconds=max_seconds_run,
+        ),
+    )
+    if data is None:
+        _run_one(options, rows[0], console, out=out, json_=json_)
+    else:
+        folder = out or Path("runs") / f"{data.stem}-{method}-D{depth}-N{width}"
+        _run_many(options, rows, folder, settings, console, json_=json_)
+
+
+def _run_one(
+    options: RunOptions, row: QueryRow, console: Console, *, out: Path | None, json_: bool
+) -> None:
     with _appending(out) as sink:
         module = make_module(options)
-        with dspy.context(lm=make_lm(lm, options)):
-            failed = answer_all(module, rows, console, json_=json_, sink=sink)
-    if failed:
+        with dspy.context(lm=make_lm(options.lm, options)):
+            record = _answer(module, row, console)
+        if sink is not None:
+            sink.write(record.model_dump_json() + "\n")
+    _print(record, json_=json_)
+    if isinstance(record, FailedQuery):
         raise typer.Exit(1)
 
 
-def answer_all(
-    module: PolicyModule,
+def _run_many(
+    options: RunOptions,
     rows: list[QueryRow],
+    folder: Path,
+    settings: RunSettings,
     console: Console,
     *,
     json_: bool,
-    sink: IO[str] | None,
-) -> int:
-    """Answer queries one after the other and print each as it comes; return how many failed.
-
-    Ctrl-C ends the work; what is finished was printed and written already.
-    """
-    failed = done = 0
-    try:
-        for row in rows:
-            if len(rows) > 1:
-                console.print(Text(f"\n{row.id}: {row.inputs.get('query', row.inputs)!s:.200}", "bold"))
-            record = _answer(module, row, console)
-            failed += isinstance(record, FailedQuery)
-            done += 1
-            _emit(record, json_=json_, sink=sink)
-    except KeyboardInterrupt:
-        console.print(Text(f"interrupted: {done} of {len(rows)} queries are finished", "yellow"))
-        raise typer.Exit(130) from None
-    return failed
+) -> None:
+    module = make_module(options)
+    few = len(rows) <= _FEW
+    watching = observe(LiveSteps(console, name_query=True)) if few else nullcontext()
+    with dspy.context(lm=make_lm(options.lm, options)), watching:
+        summary = answer_many(module, rows, folder, settings, console)
+        results = {result.id: result for result in read_results(module, folder)}
+    for row in rows:
+        if row.id in results:
+            if few:
+                console.print(Text(f"\n{row.id}: {results[row.id].query:.200}", "bold"))
+                show_result(console, results[row.id])
+            if few or json_:
+                _print(results[row.id], json_=json_)
+    show_summary(console, [results[row.id] for row in rows if row.id in results])
+    if summary is None:
+        console.print(Text(f"interrupted; the same command continues {folder}", "yellow"))
+        raise typer.Exit(130)
+    ended = f" ({summary.stop_reason})" if summary.stop_reason else ""
+    console.print(
+        f"{summary.finished} finished, {summary.failed} failed, {summary.left} not tried{ended}; in {folder}"
+    )
+    if summary.failed:
+        raise typer.Exit(1)
 
 
 def _answer(module: PolicyModule, row: QueryRow, console: Console) -> QueryResult | FailedQuery:
+    live = LiveSteps(console)
     try:
-        with observe(LiveSteps(console)):
+        with observe(live):
             prediction = module(**row.inputs)
     except _OF_ONE_QUERY as error:
         failed = FailedQuery.of(row.id, row.inputs, error)
         show_failure(console, failed)
         return failed
+    except KeyboardInterrupt:
+        console.print(Text("interrupted", "yellow"))
+        if live.best is not None:
+            console.print(Text(f"best so far, reward {live.best.reward:.2f}:"))
+            print(live.best.response, flush=True)
+        raise typer.Exit(130) from None
     result = QueryResult.of(row.id, prediction, keep_trace=True)
     show_result(console, result)
     return result
 
 
-def _emit(record: QueryResult | FailedQuery, *, json_: bool, sink: IO[str] | None) -> None:
-    if sink is not None:
-        sink.write(record.model_dump_json() + "\n")
-        sink.flush()
+def _print(record: QueryResult | FailedQuery, *, json_: bool) -> None:
     if json_:
         print(record.model_dump_json(exclude={"trace"}), flush=True)
     elif isinstance(record, QueryResult):
@@ -201,7 +273,7 @@ def _rows(query: str | None, data: Path | None, limit: int | None) -> list[Query
 
 
 @contextmanager
-def _appending(out: Path | None) -> Iterator[Any]:
+def _appending(out: Path | None) -> Generator[Any]:
     if out is None:
         with nullcontext() as nothing:
             yield nothing

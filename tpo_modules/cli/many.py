@@ -1,0 +1,109 @@
+"""``tpo run --data``: many queries into a run's folder, with one live line, or each step of a few."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from tpo_modules.policy import PolicyModule
+from tpo_modules.queries import QueryRow
+from tpo_modules.results import QueryResult
+from tpo_modules.run_folder import RunFolder
+from tpo_modules.runner import RunSettings, RunSummary, arun_queries, run_config
+
+_LOG_EVERY = 10.0  # seconds between lines where there is no terminal
+
+
+def answer_many(
+    module: PolicyModule,
+    rows: list[QueryRow],
+    folder: Path,
+    settings: RunSettings,
+    console: Console,
+) -> RunSummary | None:
+    """Answer queries into a folder; None if the run was interrupted."""
+    with _ProgressLine(console) as line:
+        return asyncio.run(_interruptible(module, rows, folder, settings, line))
+
+
+def read_results(module: PolicyModule, folder: Path) -> list[QueryResult]:
+    """Read what a run's folder holds."""
+    with RunFolder(folder, config=run_config(module), ignore=("depth",)) as opened:
+        return opened.results()
+
+
+async def _interruptible(
+    module: PolicyModule,
+    rows: list[QueryRow],
+    folder: Path,
+    settings: RunSettings,
+    line: _ProgressLine,
+) -> RunSummary | None:
+    """Run, and on Ctrl-C or SIGTERM wind up within seconds."""
+    job = asyncio.ensure_future(
+        arun_queries(module, rows, out=folder, settings=settings, on_progress=line)
+    )
+    loop = asyncio.get_running_loop()
+    if sys.platform != "win32":
+        for name in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(name, job.cancel)
+    try:
+        return await job
+    except asyncio.CancelledError:
+        return None
+
+
+class _ProgressLine:
+    """One live line on a terminal; elsewhere a plain line now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, transient=True) if console.is_terminal else None
+        self._logged = float("-inf")
+
+    def __enter__(self) -> _ProgressLine:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def __call__(self, figures: dict[str, Any]) -> None:
+        text = Text(progress_text(figures))
+        if self._live:
+            self._live.update(text)
+        elif time.monotonic() - self._logged >= _LOG_EVERY:
+            self._logged = time.monotonic()
+            self._console.print(text, soft_wrap=True)
+
+
+def progress_text(figures: dict[str, Any]) -> str:
+    """Say a run's figures in one line."""
+    done = figures["finished"] + figures["failed"]
+    means = figures["mean_reward_by_step"].values()
+    parts = [
+        f"{done}/{figures['to_do']} queries",
+        f"{figures['queries_per_second']:.2f}/s",
+        f"{figures['tokens_per_second']:.0f} tokens/s",
+        "mean reward by step " + " ".join(f"{mean:.2f}" for mean in means),
+        f"{figures['in_flight']} in flight",
+    ]
+    if figures["failed"]:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in figures["failures"].items())
+        parts.append(f"{figures['failed']} failed ({kinds})")
+    if figures["waits"]:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in figures["waits"].items())
+        parts.append(f"waits: {kinds}")
+    if figures["seconds_left"] is not None:
+        parts.append(f"{figures['seconds_left']:.0f} s left")
+    return " | ".join(parts)
