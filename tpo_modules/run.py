@@ -296,7 +296,7 @@ class Run:
                 raise StepFailedError(
                     f"the scorer failed at step {number}: {explain(error)}"
                 ) from error
-        rewards = [known[u.key] or Reward(math.nan) for u in usable]
+        rewards = [_or_nan(known[u.key]) for u in usable]
         return Scoring(
             step=number,
             rewards=[finite_or_none(reward) for reward in rewards],
@@ -408,6 +408,10 @@ class _Usable:
             feedback=reward.feedback,
             notes=reward.notes,
         )
+
+
+def _or_nan(reward: Reward | None) -> Reward:
+    return Reward(math.nan) if reward is None else reward  # a reward of 0.0 is a reward
 
 
 def check_rewards(rewards: Any, count: int) -> list[Reward]:
