@@ -71,6 +71,7 @@ FAMILIES = {
                 ("unk_token", "<unk>"),
             ),
         ),
+        Family("gpt2", True, None, (), (("bos_token", "<|end|>"), ("eos_token", "<|end|>"))),
         Family("deberta", False),
         Family("bert", False),
     )
@@ -94,7 +95,8 @@ def make_tokenizer(family: Family) -> Any:
         additional_special_tokens=list(family.tokens),
         **dict(family.special),
     )
-    tokenizer.chat_template = family.template
+    if family.template is not None:
+        tokenizer.chat_template = family.template
     return tokenizer
 
 
@@ -184,6 +186,7 @@ _TRAINERS = {
     "llama": _byte_bpe,
     "qwen2": _byte_bpe,
     "gemma": _sentencepiece_bpe,
+    "gpt2": _byte_bpe,
     "deberta": _unigram,
     "bert": _wordpiece,
 }
@@ -216,6 +219,9 @@ def make_model(name: str, tokenizer: Any, **changes: Any) -> Any:
         return tf.Qwen2ForSequenceClassification(tf.Qwen2Config(**{**common, **decoder, **changes}))
     if name == "gemma":
         return tf.GemmaForSequenceClassification(tf.GemmaConfig(**{**common, **decoder, **changes}))
+    if name == "gpt2":
+        common.pop("intermediate_size")
+        return tf.GPT2ForSequenceClassification(tf.GPT2Config(**{**common, **changes}))
     if name == "deberta":
         relative = {
             "relative_attention": True,
@@ -237,3 +243,39 @@ def save_tiny(folder: Path, name: str, **changes: Any) -> Path:
     make_model(name, tokenizer, **changes).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+class TinyModels:
+    """Folders of tiny models, each saved once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._made: dict[str, Path] = {}
+
+    def folder(self, name: str, **changes: Any) -> Path:
+        """Give the folder of a family's model with these changes to its configuration."""
+        key = f"{name}-{sorted(changes.items())}"
+        if key not in self._made:
+            self._made[key] = save_tiny(self.root / str(len(self._made)), name, **changes)
+        return self._made[key]
+
+
+def plain_reward(folder: Path, messages: list[dict[str, str]], response: str) -> list[float]:
+    """Score one response as ``transformers`` alone does: its outputs, from one unpadded input."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    if tokenizer.cls_token is not None:
+        inputs = tokenizer([messages[-1]["content"]], [response], return_tensors="pt")
+    else:
+        turns = [*messages, {"role": "assistant", "content": response}]
+        if tokenizer.chat_template is None:
+            text = "\n\n".join(f"{t['role'].capitalize()}: {t['content']}" for t in turns)
+            text = f"{tokenizer.bos_token}{text}{tokenizer.eos_token}"
+        else:
+            text = tokenizer.apply_chat_template(turns, tokenize=False)
+        inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+    with torch.no_grad():
+        return model.eval()(**inputs).logits[0].tolist()

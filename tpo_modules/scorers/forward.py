@@ -39,6 +39,7 @@ class Forward:
         self.loaded = loaded
         self.options = options
         self._token_limit = options.max_batch_tokens
+        self._equal_lengths = False
 
     def rewards(self, inputs: Sequence[Encoded]) -> list[Reward]:
         """Give one reward per input, same order.
@@ -58,15 +59,29 @@ class Forward:
         batch: list[int] = []
         longest = 0
         for index in sorted(range(len(inputs)), key=lambda i: -len(inputs[i].ids)):
+            length = len(inputs[index].ids)
             full = len(batch) >= self.options.batch_size
-            if batch and (full or longest * (len(batch) + 1) > self._token_limit):
+            full = full or longest * (len(batch) + 1) > self._token_limit
+            if batch and (full or (self._equal_lengths and length != longest)):
                 yield batch
                 batch = []
             if not batch:
-                longest = len(inputs[index].ids)
+                longest = length
             batch.append(index)
         if batch:
             yield batch
+
+    def check_padding(self, short: Encoded, long: Encoded) -> None:
+        """Try whether an input scores the same beside a longer one; else pad none from now on.
+
+        For code that comes with a model: it may read the last position whatever the mask says.
+        """
+        alone = self._forward([short])[0]
+        try:
+            beside = self._forward([short, long])[0]
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
+            beside = math.nan
+        self._equal_lengths = not math.isclose(alone, beside, rel_tol=0.02, abs_tol=0.02)
 
     def _halving(self, batch: Sequence[Encoded]) -> list[float | str]:
         """Score a batch, in halves where memory runs out; a string says why there is no number."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -154,8 +155,10 @@ def _load_adapter(source: str, base: str, options: LoadOptions) -> tuple[Any, Re
         )
     except OSError as error:
         raise ModelNotFoundError(not_found(base, error)) from error
-    adapted: Any = peft.PeftModel.from_pretrained(model, source)
-    return adapted.merge_and_unload(), find_recipe(options.model)
+    with warnings.catch_warnings():  # peft asks transformers 5 by a name that it renamed
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        adapted: Any = peft.PeftModel.from_pretrained(model, source)
+        return adapted.merge_and_unload(), find_recipe(options.model)
 
 
 def _check_adapter(source: str) -> None:

@@ -86,7 +86,9 @@ class RewardModelScorer:
             raise ConfigurationError(
                 f"padding_side must be 'right' or 'left'; got {padding_side!r}"
             )
-        for name, value in (("batch_size", batch_size), ("max_batch_tokens", max_batch_tokens)):
+        sizes = {"batch_size": batch_size, "max_batch_tokens": max_batch_tokens}
+        sizes["max_length"] = 1 if max_length is None else max_length
+        for name, value in sizes.items():
             if value < 1:
                 raise ConfigurationError(f"{name} must be at least 1; got {value}")
         self.model = str(model)
@@ -173,22 +175,30 @@ class RewardModelScorer:
         forward = self._forward
         if forward is not None:
             return forward
-        from tpo_modules.scorers.forward import Forward, ForwardOptions
-
         with self._load_lock:
             if self._forward is None:
-                loaded = load_reward_model(self._load_options)
-                recipe = loaded.recipe
-                output = recipe.output if self.output is None else self.output
-                options = ForwardOptions(
-                    batch_size=self.batch_size,
-                    max_batch_tokens=self.max_batch_tokens,
-                    padding_side=self.padding_side,
-                    output=_output_index(self.model, output, loaded.labels),
-                    reward_field=recipe.reward_field,
-                )
-                self._forward = Forward(loaded, options)
+                self._forward = self._load_forward()
             return self._forward
+
+    def _load_forward(self) -> Forward:
+        from tpo_modules.scorers.forward import Forward, ForwardOptions
+
+        loaded = load_reward_model(self._load_options)
+        recipe = loaded.recipe
+        _check_padding_side(self.model, self.padding_side, loaded)
+        output = recipe.output if self.output is None else self.output
+        options = ForwardOptions(
+            batch_size=self.batch_size,
+            max_batch_tokens=self.max_batch_tokens,
+            padding_side=self.padding_side,
+            output=_output_index(self.model, output, loaded.labels),
+            reward_field=recipe.reward_field,
+        )
+        forward = Forward(loaded, options)
+        if not type(loaded.model).__module__.startswith("transformers."):
+            probes = [self._encode(loaded, (("user", "Hi."),), "Yes. " * n) for n in (1, 9)]
+            forward.check_padding(*(probe for probe in probes if isinstance(probe, Encoded)))
+        return forward
 
     def _encode(
         self, loaded: LoadedModel, messages: tuple[tuple[str, str], ...], response: str
@@ -254,6 +264,15 @@ def _ended(encoded: Encoded, token_id: int) -> Encoded:
     if encoded.ids[-1:] == (token_id,):
         return encoded
     return Encoded((*encoded.ids, token_id), notes=encoded.notes)
+
+
+def _check_padding_side(model: str, side: str, loaded: LoadedModel) -> None:
+    encoder = hasattr(loaded.model, "classifier") or hasattr(loaded.model, "classification_head")
+    if side == "left" and encoder:
+        raise ConfigurationError(
+            f"{model!r} is a {type(loaded.model).__name__}, whose head reads the first token: "
+            "padding_side='left' would put padding there. Leave it at 'right'."
+        )
 
 
 def _output_index(model: str, output: int | str | None, labels: Sequence[str]) -> int:
