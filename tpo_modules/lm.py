@@ -11,6 +11,7 @@ from typing import Any
 import dspy
 
 from tpo_modules.adapter import split_thinking
+from tpo_modules.openai_lm import PARAMETERS, OpenAIServerLM
 from tpo_modules.trace import Completion, add_usage
 
 # An endpoint that counts fewer tokens than this share of what its texts must hold has not counted all of them
@@ -149,9 +150,11 @@ def watch_lm(lm: Any, overrides: Overrides, log: CallLog) -> Any:
 def supports_native_n(lm: Any) -> bool:
     """Tell whether one request can ask this LM for several sequences.
 
-    True for a chat ``dspy.LM`` on one of DSPy's own engines whose provider is known to take ``n`` (OpenAI and every
-    server that speaks its protocol: vLLM, SGLang, llama.cpp).
+    True for an `OpenAIServerLM`, and for a chat ``dspy.LM`` on one of DSPy's own engines whose provider is known
+    to take ``n`` (OpenAI and every server that speaks its protocol: vLLM, SGLang, llama.cpp).
     """
+    if isinstance(lm, OpenAIServerLM):
+        return True
     engine = getattr(lm, "engine", None)
     if not isinstance(lm, dspy.LM) or engine not in ("auto", "litellm") or lm.model_type != "chat":
         return False
@@ -160,6 +163,8 @@ def supports_native_n(lm: Any) -> bool:
 
 def parameters(lm: Any, *, native: bool) -> frozenset[str]:
     """Return the request parameters that an LM is known to take; empty where nothing is known."""
+    if isinstance(lm, OpenAIServerLM):
+        return PARAMETERS
     if not isinstance(lm, dspy.LM) or not isinstance(lm.engine, str):
         return frozenset()
     engine = "litellm" if native else lm.engine

@@ -1,0 +1,134 @@
+"""Several servers of the same model: who gets the next request, and who is left out for a while."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from tpo_modules.errors import ConfigurationError
+from tpo_modules.http1 import Origin
+
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 60.0
+
+
+@dataclass(eq=False)
+class Endpoint:
+    """One server, and how it is doing.
+
+    Attributes:
+        url: Its base address, such as ``http://localhost:8000/v1``.
+        in_flight: Requests that it has not answered yet.
+        failures: Failures in a row.
+        out_until: When a server that failed is tried again, on the monotonic clock.
+        last: When it was last given a request, counted in requests.
+    """
+
+    url: str
+    in_flight: int = 0
+    failures: int = 0
+    out_until: float = 0.0
+    last: int = field(default=0, repr=False)
+
+    @cached_property
+    def origin(self) -> Origin:
+        """Where to connect to."""
+        parts = self._parts
+        tls = parts.scheme == "https"
+        return Origin(parts.hostname or "", parts.port or (443 if tls else 80), tls)
+
+    @cached_property
+    def head(self) -> bytes:
+        """The start of the head of every request to it."""
+        path = self._parts.path.rstrip("/") + "/chat/completions"
+        host = self._parts.netloc.rpartition("@")[2]
+        return f"POST {path} HTTP/1.1\r\nhost: {host}\r\n".encode("ascii")
+
+    @cached_property
+    def proxied(self) -> bool:
+        """Whether the environment says to reach it through a proxy."""
+        proxies = getproxies()
+        named = self._parts.scheme in proxies or "all" in proxies
+        return named and not proxy_bypass(self._parts.hostname or "")
+
+    def usable(self, now: float) -> bool:
+        """Whether it may get a request: one that failed is tried with a single request after its pause."""
+        return not self.failures or (now >= self.out_until and not self.in_flight)
+
+    @property
+    def _parts(self) -> SplitResult:
+        return urlsplit(self.url)
+
+
+class Endpoints:
+    """Servers of the same model, balanced by load.
+
+    The next request goes to the server with the fewest in flight. One that fails (no connection, no reply, or
+    a status that says the server itself is at fault) is left out for a pause that doubles with each failure in
+    a row, from one second to one minute; then one request tries it again. Threads may share it.
+
+    Args:
+        urls: Their base addresses.
+
+    Raises:
+        ConfigurationError: There is none, one is given twice, or one is no HTTP address.
+    """
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self.urls = tuple(_checked(url) for url in urls)
+        if not self.urls or len(set(self.urls)) < len(self.urls):
+            raise ConfigurationError(
+                f"expected one or more different addresses as api_base, got {[*urls]}"
+            )
+        self.all = [Endpoint(url) for url in self.urls]
+        self._turns = itertools.count(1)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def take(self, tried: Collection[Endpoint] = ()) -> Endpoint:
+        """Give the next request to a server; those in ``tried`` only if there is no other."""
+        now = time.monotonic()
+        with self._lock:
+            others = [endpoint for endpoint in self.all if endpoint not in tried] or self.all
+            usable = [endpoint for endpoint in others if endpoint.usable(now)]
+            if usable:
+                chosen = min(usable, key=lambda endpoint: (endpoint.in_flight, endpoint.last))
+            else:
+                chosen = min(others, key=lambda endpoint: (endpoint.out_until, endpoint.last))
+            chosen.in_flight += 1
+            chosen.last = next(self._turns)
+        return chosen
+
+    def has_other(self, tried: Collection[Endpoint]) -> bool:
+        """Whether a server that was not tried may get a request now."""
+        now = time.monotonic()
+        return any(one.usable(now) for one in self.all if one not in tried)
+
+    def give_back(self, endpoint: Endpoint, *, failed: bool | None) -> None:
+        """Note that a request has ended; ``failed=None`` says nothing about the server."""
+        with self._lock:
+            endpoint.in_flight -= 1
+            if failed:
+                endpoint.failures += 1
+                pause = min(_FIRST_PAUSE * 2 ** min(endpoint.failures - 1, 6), _LONGEST_PAUSE)
+                endpoint.out_until = time.monotonic() + pause * random.uniform(0.8, 1.2)
+            elif failed is not None:
+                endpoint.failures = 0
+
+
+def _checked(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not url.isascii():
+        raise ConfigurationError(
+            f"expected api_base as an address such as 'http://localhost:8000/v1', got {url!r}"
+        )
+    return url.rstrip("/")

@@ -1,0 +1,243 @@
+"""One LM request until it is answered: tried, moved to another server, tried again, or given up."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import functools
+import os
+import random
+import time
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import dspy
+import httpx
+
+from tpo_modules.endpoints import Endpoint, Endpoints
+from tpo_modules.errors import ConfigurationError
+from tpo_modules.http1 import (
+    CONNECT_TIMEOUT,
+    BrokenReplyError,
+    NoReplyError,
+    NotConnectedError,
+    Reply,
+    post,
+)
+from tpo_modules.openai_wire import Completion, read_completion
+
+LONGEST_WAIT = 120.0
+"""A server that asks to wait for longer is not waited for: its error is raised at once."""
+
+_PASSING = (
+    dspy.LMRateLimitError,
+    dspy.LMTimeoutError,
+    dspy.LMServerError,
+    dspy.LMTransportError,
+)
+
+
+class Link:
+    """Servers and the headers that they are sent; shared by the copies of an LM.
+
+    Args:
+        urls: Base addresses of the servers.
+        headers: Headers of every request.
+
+    Raises:
+        ConfigurationError: An address is none, or a header cannot be sent.
+    """
+
+    def __init__(self, urls: Sequence[str], headers: Mapping[str, str]) -> None:
+        self.endpoints = Endpoints(urls)
+        self.headers = dict(headers)
+        self.head = _encode_headers(headers)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Link:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Link, (self.endpoints.urls, self.headers))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """A request that is ready to be sent.
+
+    Attributes:
+        link: Where to, and with which headers.
+        model: The model's name, for errors.
+        body: The encoded body.
+        headers: Headers of this request alone.
+        timeout: Seconds for one attempt, after connecting.
+        retries: Attempts after the first one.
+        backoff: Seconds before the first retry; doubled with each, at most a minute, and spread at random.
+    """
+
+    link: Link
+    model: str
+    body: bytes
+    headers: Mapping[str, str]
+    timeout: float
+    retries: int
+    backoff: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Pause:
+    seconds: float
+
+
+def complete(ask: Ask) -> Completion:
+    """Send a request from this thread and return the completion.
+
+    Raises:
+        LMError: It failed for good; the class says how.
+    """
+    work = _work(ask)
+    try:
+        step = next(work)
+        while True:
+            if isinstance(step, _Pause):
+                time.sleep(step.seconds)
+                step = next(work)
+                continue
+            try:
+                reply = _post(step, ask)
+            except OSError as error:
+                step = work.throw(_lm_error(error, step, ask))
+            else:
+                step = work.send(reply)
+    except StopIteration as end:
+        return end.value
+    finally:
+        work.close()
+
+
+async def acomplete(ask: Ask) -> Completion:
+    """Do what `complete` does in the running event loop."""
+    work = _work(ask)
+    try:
+        step = next(work)
+        while True:
+            if isinstance(step, _Pause):
+                await asyncio.sleep(step.seconds)
+                step = next(work)
+                continue
+            try:
+                reply = await _apost(step, ask)
+            except OSError as error:
+                step = work.throw(_lm_error(error, step, ask))
+            else:
+                step = work.send(reply)
+    except StopIteration as end:
+        return end.value
+    finally:
+        work.close()
+
+
+def close_client() -> None:
+    """Close the connections of synchronous calls; a later call opens new ones."""
+    if _client.cache_info().currsize:
+        _client().close()
+        _client.cache_clear()
+
+
+def _work(ask: Ask) -> Generator[Endpoint | _Pause, Any, Completion]:
+    """Yield where to send the request to, or for how long to wait; get replies sent, or errors thrown."""
+    endpoints = ask.link.endpoints
+    tried: list[Endpoint] = []
+    attempt = 0
+    while True:
+        endpoint = endpoints.take(tried)
+        failed: bool | None = None
+        try:
+            reply: Reply = yield endpoint
+            completion = read_completion(reply, ask.model)
+            failed = False
+            return completion
+        except _PASSING as error:
+            failed = None if isinstance(error, dspy.LMRateLimitError) else True
+            tried.append(endpoint)
+            if len(endpoints) > 1 and endpoints.has_other(tried):
+                continue
+            wait = _wait(error, attempt, ask.backoff)
+            if attempt >= ask.retries or wait > LONGEST_WAIT:
+                raise
+        finally:
+            endpoints.give_back(endpoint, failed=failed)
+        attempt += 1
+        tried.clear()
+        yield _Pause(wait)
+
+
+def _wait(error: dspy.LMError, attempt: int, backoff: float) -> float:
+    if error.retry_after is not None:
+        return max(error.retry_after, 0.02) * random.uniform(1.0, 1.2)
+    return min(backoff * 2 ** min(attempt, 10), 60.0) * random.uniform(0.5, 1.0)
+
+
+async def _apost(endpoint: Endpoint, ask: Ask) -> Reply:
+    if endpoint.proxied:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(_proxy_threads(), _post, endpoint, ask)
+    own = _encode_headers(ask.headers) if ask.headers else b""
+    head = b"%b%b%bcontent-length: %d\r\n\r\n"
+    payload = head % (endpoint.head, ask.link.head, own, len(ask.body)) + ask.body
+    return await post(endpoint.origin, payload, ask.timeout)
+
+
+def _post(endpoint: Endpoint, ask: Ask) -> Reply:
+    try:
+        reply = _client().post(
+            f"{endpoint.url}/chat/completions",
+            content=ask.body,
+            headers={**ask.link.headers, **ask.headers},
+            timeout=httpx.Timeout(ask.timeout, connect=CONNECT_TIMEOUT),
+        )
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        raise NotConnectedError(str(error) or "no connection") from error
+    except httpx.TimeoutException as error:
+        raise NoReplyError(f"no reply within {ask.timeout:g} s") from error
+    except httpx.TransportError as error:
+        raise BrokenReplyError(str(error) or type(error).__name__) from error
+    return Reply(reply.status_code, reply.headers, reply.content)
+
+
+def _lm_error(error: OSError, endpoint: Endpoint, ask: Ask) -> dspy.LMError:
+    where = endpoint.url
+    if isinstance(error, NoReplyError):
+        found = dspy.LMTimeoutError(f"{where}: {error}; raise timeout=", model=ask.model)
+    elif isinstance(error, NotConnectedError):
+        found = dspy.LMTransportError(f"cannot connect to {where}: {error}", model=ask.model)
+    else:
+        found = dspy.LMTransportError(f"{where}: {error}", model=ask.model)
+    found.__cause__ = error
+    return found
+
+
+def _encode_headers(headers: Mapping[str, str]) -> bytes:
+    lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
+    for line in lines:
+        if not line.isascii() or "\r" in line[:-2] or "\n" in line[:-2]:
+            name = line.partition(":")[0]
+            raise ConfigurationError(f"expected a header of plain ASCII text, got another {name}")
+    return "".join(lines).encode("ascii")
+
+
+@functools.lru_cache(maxsize=1)
+def _client() -> httpx.Client:
+    client = httpx.Client(limits=httpx.Limits(max_connections=None, max_keepalive_connections=None))
+    atexit.register(client.close)
+    return client
+
+
+@functools.lru_cache(maxsize=1)
+def _proxy_threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=64, thread_name_prefix="tpo-proxy")
+
+
+# A child must not write into its parent's connections.
+os.register_at_fork(after_in_child=_client.cache_clear)
