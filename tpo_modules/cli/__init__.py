@@ -40,9 +40,10 @@ def version(
 def main() -> None:
     """Run the command line; an error of ours is one clear message and exit status 2."""
     logging.getLogger("dspy").setLevel(logging.ERROR)
-    logging.getLogger("LiteLLM").setLevel(logging.ERROR)
+    logging.getLogger("LiteLLM").setLevel(logging.CRITICAL)
     try:
         app()
     except TPOError as error:
-        Console(stderr=True).print(Text(f"{type(error).__name__}: {error}", style="red"))
+        message = Text(f"{type(error).__name__}: {error}", style="red")
+        Console(stderr=True).print(message, soft_wrap=True)
         sys.exit(2)

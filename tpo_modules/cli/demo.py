@@ -15,7 +15,7 @@ from rich.text import Text
 from tpo_modules.baselines import BestOfNModule, RevisionModule
 from tpo_modules.cli.display import LiveSteps
 from tpo_modules.cli.options import EMBEDDED, RunOptions, make_lm
-from tpo_modules.cli.rewards import load_scorer
+from tpo_modules.cli.rewards import load_scorer, make_ready
 from tpo_modules.lm import Sampling
 from tpo_modules.queries import parse_queries
 from tpo_modules.run import observe
@@ -42,7 +42,7 @@ def demo(
     builtin = (files("tpo_modules") / "data" / "demo_queries.json").read_text(encoding="utf-8")
     texts = [row.inputs["query"] for row in parse_queries(builtin, "demo queries")]
     texts += queries or []
-    scorer = load_scorer(reward)
+    scorer = make_ready(load_scorer(reward))
     sampling = Sampling(max_tokens=max_tokens)
     critique = Sampling(top_p=0.99, max_tokens=max_tokens)
     common: dict[str, Any] = {

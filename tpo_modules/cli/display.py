@@ -75,7 +75,7 @@ def show_result(console: Console, result: QueryResult) -> None:
         cells = (f"{mean:.2f}", f"{max(rewards):.2f}", f"{best:.2f}")
         table.add_row(str(step), str(len(rewards)), *cells)
     console.print(table)
-    console.print(Text(where_from(result)))
+    console.print(Text(where_from(result)), soft_wrap=True)
     if result.status == "failed":
         console.print(Text(f"cut short: {result.stop_reason}", style="yellow"))
     elif result.stop_reason:
@@ -115,4 +115,5 @@ def show_summary(console: Console, results: Sequence[QueryResult]) -> None:
 
 def show_failure(console: Console, failed: FailedQuery) -> None:
     """Print why a query gave nothing."""
-    console.print(Text(f"query {failed.id}: {failed.error}: {failed.message}", style="red"))
+    text = Text(f"query {failed.id}: {failed.error}: {failed.message}", style="red")
+    console.print(text, soft_wrap=True)

@@ -72,6 +72,9 @@ def make_lm(model: str, options: RunOptions) -> Any:
 
         weights = None if model == EMBEDDED else Path(model)
         return embedded_lm(weights, slots=options.requests_at_once * max(options.width, 1))
+    import litellm
+
+    litellm.suppress_debug_info = True  # it would print advice over the progress
     settings: dict[str, Any] = {}
     if options.api_base:
         # A server of one's own usually wants no key, but the client insists on one.

@@ -9,6 +9,7 @@ from tpo_modules.errors import ConfigurationError
 from tpo_modules.scorers import JudgeScorer, RewardModelScorer, ServerScorer
 from tpo_modules.scorers.base import Scorer
 from tpo_modules.scorers.function import as_scorer
+from tpo_modules.scorers.transport import Retry
 from tpo_modules.templates import load_object
 
 
@@ -32,6 +33,21 @@ def load_scorer(spec: str, *, lm_options: dict[str, Any] | None = None) -> Score
         if spec.startswith(prefix):
             return make(spec, lm_options or {})
     return RewardModelScorer(spec)
+
+
+def make_ready(scorer: Scorer) -> Scorer:
+    """Load a reward model, or ask a served one once, so that a wrong name or address is found at the start.
+
+    Raises:
+        ModelNotFoundError: There is no such reward model.
+        ScorerError: The server does not answer, or not with rewards.
+    """
+    if isinstance(scorer, RewardModelScorer):
+        scorer.load()
+    elif isinstance(scorer, ServerScorer):
+        with ServerScorer(scorer.url, api=scorer.api, retry=Retry(limit=2)) as probe:
+            probe.score("Hello", ["Hello."])
+    return scorer
 
 
 def _from_python(spec: str, _: dict[str, Any]) -> Scorer:

@@ -16,6 +16,7 @@ from rich.text import Text
 from tpo_modules.cli.display import LiveSteps, show_failure, show_result, show_summary
 from tpo_modules.cli.many import answer_many, read_results
 from tpo_modules.cli.options import EMBEDDED, RunOptions, make_lm, make_module, plan_text
+from tpo_modules.cli.rewards import make_ready
 from tpo_modules.errors import ConfigurationError, InputError, NoCandidateError, ScorerError
 from tpo_modules.policy import PolicyModule
 from tpo_modules.queries import QueryRow, parse_queries, read_queries
@@ -187,6 +188,7 @@ def _run_one(
 ) -> None:
     with _appending(out) as sink:
         module = make_module(options)
+        make_ready(module.scorer)
         with dspy.context(lm=make_lm(options.lm, options)):
             record = _answer(module, row, console)
         if sink is not None:
@@ -206,6 +208,7 @@ def _run_many(
     json_: bool,
 ) -> None:
     module = make_module(options)
+    make_ready(module.scorer)
     few = len(rows) <= _FEW
     watching = observe(LiveSteps(console, name_query=True)) if few else nullcontext()
     with dspy.context(lm=make_lm(options.lm, options)), watching:
