@@ -256,7 +256,7 @@ def _split_transcripts(
         raise _lacks(place, "query", value)
     query, first, second = _split_messages(*turns, place)
     if query is None:
-        raise DataFileError(f"{place}: the two transcripts share no query: they begin differently.")
+        raise _lacks(place, "query", value)
     return query, first, second
 
 
@@ -274,6 +274,10 @@ def _split_messages(
     # Equal responses are shared too, but are no part of the query.
     while shared and chosen[shared - 1]["role"] not in ("user", "system"):
         shared -= 1
+    if not shared and chosen[0]["role"] != "assistant":
+        raise DataFileError(
+            f"{place}: the two conversations share no query: they begin differently."
+        )
     query = Query.from_messages(chosen[:shared]) if shared else None
     return query, _rest(chosen[shared:], place), _rest(rejected[shared:], place)
 

@@ -213,7 +213,8 @@ def wilson(successes: float, trials: int) -> tuple[float, float, float]:
     centre = (share + _Z95**2 / (2 * trials)) / shrink
     spread = share * (1 - share) / trials + _Z95**2 / (4 * trials**2)
     half = _Z95 * math.sqrt(spread) / shrink
-    return share, max(0.0, centre - half), min(1.0, centre + half)
+    # At 0 and at 1 rounding could put an end on the wrong side of the share.
+    return share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def correlation(left: Sequence[float], right: Sequence[float]) -> float | None:

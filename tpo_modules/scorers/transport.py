@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import random
 import threading
 import time
@@ -120,6 +121,7 @@ class JSONPoster:
         self._timeout = timeout
         self._retry = retry
         self._max_concurrency = max_concurrency
+        self._warned = -math.inf
         self._start_lock = threading.Lock()
         self._running: _Running | None = None
 
@@ -163,8 +165,16 @@ class JSONPoster:
                 elapsed = time.monotonic() - started
                 if attempt > self._retry.limit or elapsed + wait > self._retry.give_up_after:
                     raise ScorerError(self._given_up(attempt, elapsed, failure)) from failure
-                _log.warning("%s: %s; attempt %d in %.1f s", self.url, failure, attempt + 1, wait)
+                self._warn(failure, attempt, wait)
             await asyncio.sleep(wait)
+
+    def _warn(self, failure: _FailedAttemptError, attempt: int, wait: float) -> None:
+        """Log a failed attempt, but not each of many requests that fail together."""
+        now = time.monotonic()
+        level = logging.WARNING if now - self._warned > 1.0 else logging.DEBUG
+        if level == logging.WARNING:
+            self._warned = now
+        _log.log(level, "%s: %s; attempt %d in %.1f s", self.url, failure, attempt + 1, wait)
 
     def _given_up(self, attempts: int, elapsed: float, failure: _FailedAttemptError) -> str:
         asked = "" if failure.wait is None else f" (it asks to wait {failure.wait:.0f} s)"
