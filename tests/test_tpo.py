@@ -109,13 +109,14 @@ def test_state_laws(kind: type[TPOModule], data: st.DataObject, depth: int, widt
 def test_depth_0_equals_best_of_n(texts: list[str], rewards: tuple[float, ...]) -> None:
     names = ("red", "green", "blue", "a longer answer")
     scorer = TableScorer(dict(zip(names, rewards, strict=True)))
+    kinds: list[tuple[Any, dict[str, Any]]] = [
+        (TPOModule, {"depth": 0}),
+        (RevisionModule, {"depth": 0}),
+        (BestOfNModule, {}),
+    ]
     found = [
         run(kind(scorer=scorer, width=3, native_n=True, **more), ScriptedLM(texts))
-        for kind, more in (
-            (TPOModule, {"depth": 0}),
-            (RevisionModule, {"depth": 0}),
-            (BestOfNModule, {}),
-        )
+        for kind, more in kinds
     ]
     assert len({(p.response, p.reward) for p in found}) == 1
     assert found[0].trace.candidates == found[1].trace.candidates == found[2].trace.candidates
@@ -374,8 +375,12 @@ def echo(prompt: str) -> str:
 _SERIAL = itertools.count()
 
 
+def by_serial(query: str, response: str) -> float:
+    return float(response.rsplit("-", 1)[1])
+
+
 async def test_twenty_concurrent_calls_keep_their_traces_apart() -> None:
-    module = TPOModule(scorer=FunctionScorer(lambda q, r: float(r.rsplit("-", 1)[1])), width=3)
+    module = TPOModule(scorer=FunctionScorer(by_serial), width=3)
     queries = [f"<query{i}>" for i in range(20)]
     with dspy.context(lm=ScriptedLM(echo)):
         found = await asyncio.gather(*(module.acall(query) for query in queries))
@@ -384,7 +389,7 @@ async def test_twenty_concurrent_calls_keep_their_traces_apart() -> None:
 
 
 def test_twenty_threads_keep_their_traces_apart() -> None:
-    module = TPOModule(scorer=FunctionScorer(lambda q, r: float(r.rsplit("-", 1)[1])), width=3)
+    module = TPOModule(scorer=FunctionScorer(by_serial), width=3)
     queries = [f"<query{i}>" for i in range(20)]
     with dspy.context(lm=ScriptedLM(echo)):
         found = dspy.Parallel(num_threads=20, disable_progress_bar=True)(
@@ -454,14 +459,22 @@ def test_a_stop_rule_that_cannot_work_is_refused(rule: dict[str, int]) -> None:
         StopRule(**rule)
 
 
+def third_alone(pool: CandidatePool) -> Pair:
+    return Pair(pool[2], None)
+
+
+def plain_tuple(pool: CandidatePool) -> Any:
+    return (pool[1], pool[0])
+
+
 @pytest.mark.parametrize(
     ("selection", "pairs"),
     [
         ("extreme", [(0, 1), (6, 1)]),
         ("median", [(0, 2), (6, 7)]),
         ("within-step", [(0, 1), (6, 4)]),
-        (lambda pool: Pair(pool[2], None), [(2, None), (2, None)]),
-        (lambda pool: (pool[1], pool[0]), [(1, 0), (1, 0)]),
+        (third_alone, [(2, None), (2, None)]),
+        (plain_tuple, [(1, 0), (1, 0)]),
     ],
 )
 def test_selections(selection: Any, pairs: list[tuple[int, int | None]]) -> None:
@@ -479,13 +492,25 @@ def raises(pool: CandidatePool) -> Pair:
     raise LookupError("no pair to my liking")
 
 
+def selects_none(pool: CandidatePool) -> Any:
+    return None
+
+
+def selects_texts(pool: CandidatePool) -> Any:
+    return ("a", "b")
+
+
+def selects_all(pool: CandidatePool) -> Any:
+    return pool.ranked
+
+
 @pytest.mark.parametrize(
     ("selection", "kind", "message"),
     [
         (raises, "LookupError", "no pair to my liking"),
-        (lambda pool: None, "TypeError", "cannot unpack"),
-        (lambda pool: ("a", "b"), "TypeError", "expected a Pair of candidates"),
-        (lambda pool: pool.ranked, "ValueError", "too many values"),
+        (selects_none, "TypeError", "cannot unpack"),
+        (selects_texts, "TypeError", "expected a Pair of candidates"),
+        (selects_all, "ValueError", "too many values"),
     ],
 )
 def test_a_selection_that_fails_ends_the_run_with_its_best(
@@ -542,6 +567,14 @@ def test_inputs_of_a_policy_with_several(args: Any, inputs: Any, message: str) -
         module(*args, **inputs)
 
 
+def one_argument(response: str) -> float:
+    return 1.0
+
+
+def three_arguments(query: str, response: str, mood: str) -> float:
+    return 1.0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -555,8 +588,8 @@ def test_inputs_of_a_policy_with_several(args: Any, inputs: Any, message: str) -
         ({"scorer": None}, "expected a scorer"),
         ({"scorer": 3.0}, "expected a scorer"),
         ({"scorer": TableScorer}, "expected a scorer"),
-        ({"scorer": lambda response: 1.0}, "two arguments"),
-        ({"scorer": lambda a, b, c: 1.0}, "two arguments"),
+        ({"scorer": one_argument}, "two arguments"),
+        ({"scorer": three_arguments}, "two arguments"),
         ({"policy": "question, answer"}, "signature as 'input, ... -> output'"),
         ({"policy": 7}, "expected a signature string"),
         ({"policy": "query -> score: float"}, "expected one str output of the policy"),
@@ -574,8 +607,8 @@ def test_inputs_of_a_policy_with_several(args: Any, inputs: Any, message: str) -
     ],
 )
 def test_arguments_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"scorer": by_number, **options}
     with pytest.raises(ConfigurationError, match=message):
-        given: dict[str, Any] = {"scorer": by_number, **options}
         TPOModule(**given)
 
 

@@ -215,6 +215,9 @@ class _Attempt:
     ) -> None:
         output = self.draw.step.output
         several = prediction.completions if isinstance(program, dspy.Predict) else None
+        if several is not None and not dict(several.items()):
+            self.error = ValueError("the endpoint answered without any completion (no choices)")
+            return
         count = len(several) if several is not None else 1
         for i in range(count):
             own = several[i] if several is not None and count > 1 else prediction
@@ -250,10 +253,12 @@ def _whole_characters(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+_JSON = TypeAdapter(dict[str, Any])  # building it costs more than a hundred uses
+
+
 def jsonable(values: Mapping[str, Any]) -> dict[str, Any]:
     """Turn values into what JSON can hold; what cannot be turned is kept as its ``repr``."""
-    adapter = TypeAdapter(dict[str, Any])
-    return adapter.dump_python(dict(values), mode="json", fallback=repr)
+    return _JSON.dump_python(dict(values), mode="json", fallback=repr)
 
 
 def _run_all(attempts: Sequence[_Attempt]) -> None:
@@ -269,4 +274,5 @@ def _run_all(attempts: Sequence[_Attempt]) -> None:
 
 def _refuses_n(error: Exception) -> bool:
     invalid = isinstance(error, dspy.LMInvalidRequestError | dspy.LMUnsupportedFeatureError)
-    return invalid and not isinstance(error, dspy.ContextWindowExceededError)
+    others = dspy.ContextWindowExceededError | dspy.LMUnsupportedModelError
+    return invalid and not isinstance(error, others)

@@ -79,6 +79,15 @@ class Announce:
             await stream.send(StatusMessage(self.message))
 
 
+def _throwable(error: Exception) -> Exception:
+    """Wrap what a generator would take for its own end: a scorer may raise ``StopIteration`` by mistake."""
+    if not isinstance(error, StopIteration):
+        return error
+    wrapped = RuntimeError(f"StopIteration: {error}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
 def drive(work: Work[T]) -> T:
     """Run a loop to its end, blocking."""
     try:
@@ -87,7 +96,7 @@ def drive(work: Work[T]) -> T:
             try:
                 result = effect.run()
             except Exception as error:  # noqa: BLE001  the loop decides what an error means
-                effect = work.throw(error)
+                effect = work.throw(_throwable(error))
             else:
                 effect = work.send(result)
     except StopIteration as end:
@@ -102,7 +111,7 @@ async def adrive(work: Work[T]) -> T:
             try:
                 result = await effect.arun()
             except Exception as error:  # noqa: BLE001  the loop decides what an error means
-                effect = work.throw(error)
+                effect = work.throw(_throwable(error))
             else:
                 effect = work.send(result)
     except StopIteration as end:

@@ -22,6 +22,7 @@ Messages say what was expected, what came, and how to mend it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 
@@ -101,13 +102,17 @@ class RewardError(ScorerError, ValueError):
     """A scorer returned something that is not one number per response."""
 
 
+# OpenAI, vLLM and SGLang; llama.cpp; Anthropic.
+_CONTEXT_LENGTH = re.compile(r"context (?:length|window|size)\D{1,40}?(\d+)|> (\d+) maximum")
+
 _REMEDIES: dict[str, str] = {
     "LMAuthError": "check the API key (api_key=, or the provider's environment variable)",
     "LMBillingError": "check the account's quota and billing",
     "LMRateLimitError": "lower the number of requests in flight, or raise the LM's num_retries",
     "LMTimeoutError": "raise the LM's timeout=, or check that the endpoint is alive",
     "LMTransportError": "check that the endpoint is up and api_base is right",
-    "LMServerError": "the endpoint failed; look at its log",
+    "LMServerError": "the endpoint failed; look at its log, and check that api_base is right",
+    "LMProviderError": "check that api_base is the address of an OpenAI-compatible server",
     "ContextWindowExceededError": "shorten the query, lower max_tokens, or serve a longer context",
     "LMUnsupportedModelError": "check the model's name against what the endpoint serves",
     "AdapterParseError": "use a signature with one str output, which needs no parsing",
@@ -119,8 +124,28 @@ def explain(error: BaseException | None) -> str:
     if error is None:
         return ""
     text = " ".join(str(error).split()) or repr(error)
+    if excess := tokens_too_many(text):
+        return f"{_cut(text)} ({excess} tokens too many: {_REMEDIES['ContextWindowExceededError']})"
     remedies = (
         _REMEDIES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _REMEDIES
     )
     remedy = next(remedies, None)
-    return f"{text} ({remedy})" if remedy else text
+    return f"{_cut(text)} ({remedy})" if remedy else _cut(text)
+
+
+def tokens_too_many(text: str) -> int | None:
+    """Read off an endpoint's message by how many tokens a request is too long, where it says so.
+
+    Endpoints state the context's length and, somewhere else in the message, what the request would take.
+    """
+    text = re.sub(r"(?<=\d),(?=\d{3})", "", text)
+    limit = _CONTEXT_LENGTH.search(text)
+    if limit is None:
+        return None
+    length = int(limit.group(1) or limit.group(2))
+    needed = max(int(number) for number in re.findall(r"\d+(?= (?:\w+ )?tokens)", text) or [0])
+    return needed - length if needed > length else None
+
+
+def _cut(text: str, length: int = 700) -> str:
+    return text if len(text) <= length else f"{text[:length]} ..."
