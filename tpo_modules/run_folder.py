@@ -83,10 +83,14 @@ class RunFolder:
         self._lock.release()
 
     def journal(self, identity: str, event: Event) -> None:
-        """Append a record of a query under way."""
-        if not event.replayed and not isinstance(event.record, Failure):
-            kind = "call" if isinstance(event.record, Call) else "scoring"
-            self._write("journal", {"id": identity, kind: event.record.model_dump(mode="json")})
+        """Append a record of a query under way; a call that gave nothing is left out, to be made again."""
+        record = event.record
+        if event.replayed or isinstance(record, Failure):
+            return
+        if isinstance(record, Call) and not any(c.text for c in record.completions):
+            return
+        kind = "call" if isinstance(record, Call) else "scoring"
+        self._write("journal", {"id": identity, kind: record.model_dump(mode="json")})
 
     def finish(self, result: QueryResult, trace: TPOTrace) -> None:
         """Write a finished query: its trace first, then the result that makes it count."""

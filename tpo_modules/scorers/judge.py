@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-
 from signatures import RateResponse
 from tpo_modules.drawing import Draw, Drawn
 from tpo_modules.errors import ConfigurationError, ScorerError
@@ -21,7 +20,7 @@ _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
 class JudgeScorer:
     """Reward a response by the rating that an LM gives it.
 
-    The judge's signature is shown ``query`` and ``response`` and is swappable like the loop's prompts. The reward is
+    The judge's signature is shown ``query`` and ``response``; it is swappable like the prompts. The reward is
     the mean over ``samples`` ratings; text before the rating becomes the reward's feedback, which reaches a
     loss step that asks for it. Ratings of different responses are asked for concurrently.
 
