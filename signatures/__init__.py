@@ -5,12 +5,13 @@ of them in a `tpo_modules.TPOModule`, or write your own from the names that the 
 """
 
 from signatures.gradient import FusedCritique, TextualGradient
-from signatures.judge import RateResponse, RateWithReason
+from signatures.judge import CompareResponses, RateResponse, RateWithReason
 from signatures.loss import FeedbackLoss, RewardAwareLoss, TextualLoss
 from signatures.revision import RevisionLoss
 from signatures.update import DraftFreeUpdate, PoolUpdate, ResponseUpdate
 
 __all__ = [
+    "CompareResponses",
     "DraftFreeUpdate",
     "FeedbackLoss",
     "FusedCritique",

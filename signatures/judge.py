@@ -1,4 +1,7 @@
-"""The judge: an LM as a scorer rates one response."""
+"""The judge: an LM as a scorer rates one response, or compares two.
+
+Ratings stop at 9, so that a rating is one token for every tokenizer and its probabilities can be read off.
+"""
 
 import dspy
 
@@ -6,18 +9,29 @@ import dspy
 class RateResponse(dspy.Signature):
     """Rate how well the answer serves the user who asked the query.
 
-    Consider whether it is correct, complete, clear and safe, and whether it does what was asked. Use the whole scale from 1 (useless) to 10 (could hardly be better). Reply with the number alone."""
+    Consider whether it is correct, complete, clear and safe, and whether it does what was asked. Use the whole scale from 1 (useless) to 9 (could hardly be better). Reply with the number alone."""
 
     query: str = dspy.InputField(desc="what the user asked")
     response: str = dspy.InputField(desc="the answer to rate")
-    rating: str = dspy.OutputField(desc="a number from 1 to 10")
+    rating: str = dspy.OutputField(desc="a number from 1 to 9")
 
 
 class RateWithReason(dspy.Signature):
     """Rate how well the answer serves the user who asked the query.
 
-    First say in two or three sentences what is good and what is missing or wrong. Then end with a line that reads "Rating:" and a number from 1 (useless) to 10 (could hardly be better)."""
+    First say in two or three sentences what is good and what is missing or wrong. Then end with a line that reads "Rating:" and a number from 1 (useless) to 9 (could hardly be better)."""
 
     query: str = dspy.InputField(desc="what the user asked")
     response: str = dspy.InputField(desc="the answer to rate")
     rating: str = dspy.OutputField(desc="a short reason, then the rating")
+
+
+class CompareResponses(dspy.Signature):
+    """Decide which of two answers serves the user who asked the query better.
+
+    Consider whether they are correct, complete, clear and safe, and whether they do what was asked. Neither their order nor their length is a merit. Reply with one letter: A if the first answer is better, B if the second one is, or T if neither is."""
+
+    query: str = dspy.InputField(desc="what the user asked")
+    first_response: str = dspy.InputField(desc="answer A")
+    second_response: str = dspy.InputField(desc="answer B")
+    verdict: str = dspy.OutputField(desc="A, B or T")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import dspy
 from pydantic import TypeAdapter
@@ -18,6 +18,8 @@ from tpo_modules.gate import request_slot
 from tpo_modules.lm import CallLog, Overrides, Sampling, supports_native_n, watch_lm
 from tpo_modules.step import Step, call_async, find_predictors
 from tpo_modules.trace import Call, Completion, Failure, add_usage
+
+T = TypeVar("T")
 
 TraceEntry = tuple[Any, dict[str, Any], dspy.Prediction]
 """An entry of ``dspy.settings.trace``: predictor, its inputs, its prediction."""
@@ -52,6 +54,7 @@ class Draw:
         sampling: Temperature, top-p and length limit.
         seed: Base of the seeds sent, or None to send none.
         native_n: True to always send ``n``, False to never, None to tell by the LM.
+        extra: More request parameters, such as ``logprobs``.
     """
 
     step: Step
@@ -61,14 +64,15 @@ class Draw:
     sampling: Sampling
     seed: int | None = None
     native_n: bool | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def run(self) -> Drawn:
         """Send the requests, in threads where there are several, and wait for all of them."""
         start = time.perf_counter()
         attempts = self._plan()
-        _run_all(attempts)
-        if repeats := self._repeats(attempts):
-            _run_all(repeats)
+        run_threads([attempt.run for attempt in attempts])
+        repeats = self._repeats(attempts)
+        run_threads([attempt.run for attempt in repeats])
         return self._assemble([*attempts, *repeats], time.perf_counter() - start)
 
     async def arun(self) -> Drawn:
@@ -197,7 +201,9 @@ class _Attempt:
     def _context(self, entries: list[TraceEntry]) -> Any:
         lm = dspy.settings.lm
         if lm and not isinstance(self.draw.step.predict, dspy.Predict):
-            lm = watch_lm(lm, self._overrides(), self.log)  # for predictors that a program makes as it runs
+            lm = watch_lm(
+                lm, self._overrides(), self.log
+            )  # for predictors that a program makes as it runs
         return dspy.context(
             lm=lm,
             adapter=self.draw.step.adapter(),
@@ -208,7 +214,10 @@ class _Attempt:
 
     def _overrides(self) -> Overrides:
         key = (self.draw.number, self.draw.step.name, self.index)
-        return Overrides(sampling=self.draw.sampling, n=self.n, seed=self.draw.seed, key=key)
+        draw = self.draw
+        return Overrides(
+            sampling=draw.sampling, n=self.n, seed=draw.seed, key=key, extra=draw.extra
+        )
 
     def _finish(
         self, program: dspy.Module, prediction: dspy.Prediction, entries: list[TraceEntry]
@@ -261,15 +270,14 @@ def jsonable(values: Mapping[str, Any]) -> dict[str, Any]:
     return _JSON.dump_python(dict(values), mode="json", fallback=repr)
 
 
-def _run_all(attempts: Sequence[_Attempt]) -> None:
-    if len(attempts) == 1:
-        attempts[0].run()
-        return
-    with ThreadPoolExecutor(max_workers=len(attempts), thread_name_prefix="tpo-draw") as pool:
+def run_threads(jobs: Sequence[Callable[[], T]]) -> list[T]:
+    """Run jobs at the same time, each in a thread with this one's context, and return their results in order."""
+    if len(jobs) == 1:
+        return [jobs[0]()]
+    with ThreadPoolExecutor(max_workers=len(jobs) or 1, thread_name_prefix="tpo-draw") as pool:
         # Each thread needs a context of its own: one context cannot be entered twice at a time.
-        futures = [pool.submit(copy_context().run, attempt.run) for attempt in attempts]
-        for future in futures:
-            future.result()
+        futures = [pool.submit(copy_context().run, job) for job in jobs]
+        return [future.result() for future in futures]
 
 
 def _refuses_n(error: Exception) -> bool:

@@ -44,12 +44,14 @@ class Overrides:
         n: Sequences asked for in this request.
         seed: Base of the seed sent; None sends none.
         key: What tells this request from the others of the run: step number, step name, sample.
+        extra: More request parameters, sent as they are.
     """
 
     sampling: Sampling
     n: int
     seed: int | None
     key: tuple[int, str, int]
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def for_lm(self, lm: Any) -> dict[str, Any]:
         """Spell the overrides out as keyword arguments of ``lm.copy``.
@@ -74,7 +76,8 @@ class Overrides:
         known = parameters(lm, native=self.n > 1)
         keep = {name: value for name, value in wanted.items() if value is not None}
         ours = {"rollout_id", "n", limit}
-        return {k: v for k, v in keep.items() if not known or k in known or k in ours}
+        kept = {k: v for k, v in keep.items() if not known or k in known or k in ours}
+        return {**kept, **self.extra}
 
 
 @dataclass(slots=True)
@@ -246,7 +249,8 @@ def _tokens(entry: dict[str, Any], index: int) -> int | None:
     outputs, stated = entry["outputs"], entry["stated"]
     if len(outputs) == 1 and stated:
         return stated
-    guesses = [count_tokens(_text(output)) for output in outputs]
+    guesses: list[int] = entry.get("guesses") or [count_tokens(_text(out)) for out in outputs]
+    entry["guesses"] = guesses
     if index >= len(guesses):
         return None
     total = sum(guesses)
@@ -257,6 +261,11 @@ def _tokens(entry: dict[str, Any], index: int) -> int | None:
 
 def count_tokens(text: str) -> int:
     """Estimate the tokens of a text (OpenAI's cl100k vocabulary, which comes with LiteLLM)."""
-    import litellm
+    return len(_encoding().encode(text, disallowed_special=())) if text else 0
 
-    return int(litellm.token_counter(model="", text=text)) if text else 0
+
+@functools.lru_cache(maxsize=1)
+def _encoding() -> Any:
+    from litellm.litellm_core_utils.default_encoding import encoding
+
+    return encoding

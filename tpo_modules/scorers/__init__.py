@@ -1,4 +1,4 @@
-"""Scorers: everything that turns a query and responses into rewards. (See `tpo_modules.scorers.base`.)"""
+"""Scorers: everything that turns a query and responses into rewards (see `tpo_modules.scorers.base`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from tpo_modules.scorers.function import FunctionScorer, as_scorer
 if TYPE_CHECKING:
     from tpo_modules.scorers.batching import BatchingScorer
     from tpo_modules.scorers.compose import EnsembleScorer, LengthPenalisedScorer
-    from tpo_modules.scorers.judge import JudgeScorer
+    from tpo_modules.scorers.judge import JudgeScorer, PairwiseJudge
+    from tpo_modules.scorers.pairwise import PairRM, PairwiseScorer
     from tpo_modules.scorers.reward_model import RewardModelScorer
     from tpo_modules.scorers.server import ServerScorer
 
@@ -20,6 +21,9 @@ _LAZY = {
     "EnsembleScorer": "tpo_modules.scorers.compose",
     "JudgeScorer": "tpo_modules.scorers.judge",
     "LengthPenalisedScorer": "tpo_modules.scorers.compose",
+    "PairRM": "tpo_modules.scorers.pairwise",
+    "PairwiseJudge": "tpo_modules.scorers.judge",
+    "PairwiseScorer": "tpo_modules.scorers.pairwise",
     "RewardModelScorer": "tpo_modules.scorers.reward_model",
     "ServerScorer": "tpo_modules.scorers.server",
 }
@@ -39,6 +43,9 @@ __all__ = [
     "FunctionScorer",
     "JudgeScorer",
     "LengthPenalisedScorer",
+    "PairRM",
+    "PairwiseJudge",
+    "PairwiseScorer",
     "Query",
     "Response",
     "Reward",

@@ -1,36 +1,45 @@
-"""`JudgeScorer`: an LM rates responses by a signature of its own."""
+"""An LM as a scorer: `JudgeScorer` rates responses, `PairwiseJudge` compares two."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from signatures import RateResponse
-from tpo_modules.drawing import Draw, Drawn
+import dspy
+
+from signatures import CompareResponses, RateResponse
+from tpo_modules.drawing import Draw, Drawn, run_threads
 from tpo_modules.errors import ConfigurationError, ScorerError
-from tpo_modules.lm import Sampling
+from tpo_modules.lm import Sampling, parameters
 from tpo_modules.scorers.base import Reward
 from tpo_modules.step import Program, Step, check_offered
 
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
+_TOP_LOGPROBS = 20
 
 
 class JudgeScorer:
     """Reward a response by the rating that an LM gives it.
 
-    The judge's signature is shown ``query`` and ``response``; it is swappable like the prompts. The reward is
-    the mean over ``samples`` ratings; text before the rating becomes the reward's feedback, which reaches a
-    loss step that asks for it. Ratings of different responses are asked for concurrently.
+    The judge's signature is shown ``query`` and ``response`` and is swappable like the loop's prompts. Where
+    the endpoint gives log-probabilities, the reward is the expected value of the rating over the tokens that
+    could have stood in its place, which tells apart responses that get the same number; else it is the mean
+    over ``samples`` ratings. Words around the rating become the reward's feedback, which reaches a loss
+    step that asks for it. Ratings of different responses are asked for at the same time.
 
-    Cost: ``samples`` sequences per response.
+    Cost: ``samples`` sequences per response; one with log-probabilities.
 
     Args:
         lm: The judge's LM; the one that DSPy is configured with by default.
         signature: A signature or program with inputs among ``query`` and ``response``.
         scale: Lowest and highest rating; a number outside is no rating.
         samples: Ratings per response; 1 asks at temperature 0, more at 0.7.
+        logprobs: Whether to ask for log-probabilities: True, False, or None where ``samples`` is 1 and the
+            LM is known to give them. An answer without them is read as text.
         seed: Base of the seeds sent with each request.
 
     Raises:
@@ -43,20 +52,19 @@ class JudgeScorer:
         lm: Any = None,
         *,
         signature: Program = RateResponse,
-        scale: tuple[float, float] = (1.0, 10.0),
+        scale: tuple[float, float] = (1.0, 9.0),
         samples: int = 1,
+        logprobs: bool | None = None,
         seed: int | None = None,
     ) -> None:
         if samples < 1 or scale[0] >= scale[1]:
             raise ConfigurationError(
                 f"expected samples >= 1 and a scale (lowest, highest), got {samples} and {scale}"
             )
-        self.step = Step(signature, name="judge")
-        check_offered(self.step, ("query", "response"))
-        if lm is not None:
-            self.step.set_lm(lm)
+        self.step = _judge_step(signature, ("query", "response"), lm)
         self.scale = scale
         self.samples = samples
+        self.logprobs = logprobs
         self.seed = seed
 
     def __repr__(self) -> str:
@@ -73,42 +81,104 @@ class JudgeScorer:
         Raises:
             ScorerError: Every request failed.
         """
-        return self._rewards([self._draw(query, response).run() for response in responses])
+        return self._rewards(_draw_all([self._draw(query, response) for response in responses]))
 
     async def ascore(self, query: str, responses: Sequence[str]) -> list[float]:
-        """Do what `score` does, all responses at once."""
+        """Do what `score` does, in the running event loop."""
         draws = (self._draw(query, response).arun() for response in responses)
         return self._rewards(await asyncio.gather(*draws))
 
     def _draw(self, query: str, response: str) -> Draw:
-        return Draw(
-            step=self.step,
-            number=0,
-            values={"query": str(query), "response": str(response)},
-            n=self.samples,
-            sampling=Sampling(temperature=0.0 if self.samples == 1 else 0.7, top_p=None),
-            seed=self.seed,
-        )
+        values = {"query": str(query), "response": str(response)}
+        wanted = self.logprobs
+        if wanted is None:
+            lm = self.step.predict.lm if isinstance(self.step.predict, dspy.Predict) else None
+            wanted = self.samples == 1 and "logprobs" in parameters(
+                lm or dspy.settings.lm, native=False
+            )
+        extra = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS} if wanted else {}
+        return _ask(self.step, values, self.samples, self.seed, extra)
 
     def _rewards(self, drawn: Sequence[Drawn]) -> list[float]:
-        failures = [failure for one in drawn for failure in one.call.failures]
-        if failures and len(failures) == self.samples * len(drawn):
-            raise ScorerError(f"the judge's LM failed: {failures[0].type}: {failures[0].message}")
-        return [self._reward([c.text for c in one.call.completions]) for one in drawn]
+        _check_alive(drawn)
+        return [self._reward(one) for one in drawn]
 
-    def _reward(self, texts: Sequence[str]) -> Reward:
-        ratings = [(read_rating(text, self.scale), text) for text in texts]
-        read = [(rating, text) for rating, text in ratings if rating is not None]
-        notes = [f"no rating in {text!r:.80}" for rating, text in ratings if rating is None]
+    def _reward(self, drawn: Drawn) -> Reward:
+        texts = [completion.text for completion in drawn.call.completions]
+        expected = [expected_rating(_logprobs(drawn, i), self.scale) for i in range(len(texts))]
+        ratings = [
+            read_rating(text, self.scale) if value is None else value
+            for text, value in zip(texts, expected, strict=True)
+        ]
+        notes = [
+            f"no rating in {t!r:.80}" for t, r in zip(texts, ratings, strict=True) if r is None
+        ]
+        read = [(r, t) for t, r in zip(texts, ratings, strict=True) if r is not None]
         if not read:
-            return Reward(float("nan"), notes=notes)
-        reason = _NUMBER.sub("", read[0][1]).strip()
-        feedback = read[0][1] if len(reason.split()) > 3 else None
+            return Reward(math.nan, notes=notes)
+        feedback = read[0][1] if len(_NUMBER.sub("", read[0][1]).split()) > 3 else None
         return Reward(sum(rating for rating, _ in read) / len(read), feedback, notes)
 
 
+class PairwiseJudge:
+    """An LM that compares two responses: the `PairwiseModel` for `PairwiseScorer`.
+
+    Each pair is judged in both orders, so that a preference for a place cancels out. A margin is the log-odds
+    of the first response's share of the verdicts, with half a verdict added to each side so that it is
+    finite: one judgement in each order gives 1.6 for two wins and 0 for a split or two ties.
+
+    Cost: ``2 * samples`` sequences per pair.
+
+    Args:
+        lm: The judge's LM; the one that DSPy is configured with by default.
+        signature: A signature or program with inputs among ``query``, ``first_response``,
+            ``second_response``, which answers A, B or T.
+        samples: Verdicts per order; 1 asks at temperature 0, more at 0.7.
+        seed: Base of the seeds sent with each request.
+
+    Raises:
+        SignatureError: The signature asks for something that a judge is not shown.
+    """
+
+    def __init__(
+        self,
+        lm: Any = None,
+        *,
+        signature: Program = CompareResponses,
+        samples: int = 1,
+        seed: int | None = None,
+    ) -> None:
+        self.step = _judge_step(signature, ("query", "first_response", "second_response"), lm)
+        self.samples = samples
+        self.seed = seed
+
+    def margins(self, query: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """Compare pairs of responses: see `PairwiseModel.margins`.
+
+        Raises:
+            ScorerError: Every request failed.
+        """
+        orders = [(pair, swapped) for pair in pairs for swapped in (False, True)]
+        drawn = _draw_all([self._draw(query, pair, swapped) for pair, swapped in orders])
+        _check_alive(drawn)
+        shares = [
+            [1.0 - share if swapped else share for share in _verdicts(one)]
+            for one, (_, swapped) in zip(drawn, orders, strict=True)
+        ]
+        return [_log_odds(shares[i] + shares[i + 1]) for i in range(0, len(shares), 2)]
+
+    def _draw(self, query: str, pair: tuple[str, str], swapped: bool) -> Draw:
+        first, second = reversed(pair) if swapped else pair
+        values = {
+            "query": str(query),
+            "first_response": str(first),
+            "second_response": str(second),
+        }
+        return _ask(self.step, values, self.samples, self.seed, {})
+
+
 def read_rating(text: str, scale: tuple[float, float]) -> float | None:
-    """Read the last number on the scale from a judge's answer; ``8/10`` counts as 8; None where there is none."""
+    """Read the last number on the scale from an answer; ``8/9`` counts as 8; None where there is none."""
     top = f"{scale[1]:g}"
     cleaned = re.sub(rf"(?:/|\bout of)\s*{re.escape(top)}\b", " ", text)
     numbers = [float(found) for found in _NUMBER.findall(cleaned)]
@@ -116,3 +186,78 @@ def read_rating(text: str, scale: tuple[float, float]) -> float | None:
     return on_scale[-1] if on_scale else None
 
 
+def expected_rating(logprobs: Any, scale: tuple[float, float]) -> float | None:
+    """Take the expected rating over the alternatives to the last token that is one.
+
+    Args:
+        logprobs: OpenAI's ``logprobs`` of a completion, or None.
+        scale: Lowest and highest rating.
+
+    Returns:
+        The mean of the ratings among the token's alternatives, weighted by their probabilities; None where
+        no token is a rating.
+    """
+    tokens: Iterable[Any] = _get(logprobs, "content") or []
+    rated = [token for token in tokens if _as_rating(_get(token, "token"), scale) is not None]
+    if not rated:
+        return None
+    weights: dict[float, float] = {}
+    for other in [*(_get(rated[-1], "top_logprobs") or []), rated[-1]]:
+        rating = _as_rating(_get(other, "token"), scale)
+        if rating is not None:  # the same rating can be two tokens: with and without a space
+            weights.setdefault(rating, 0.0)
+            weights[rating] = max(weights[rating], math.exp(_get(other, "logprob")))
+    total = sum(weights.values())
+    return sum(rating * weight for rating, weight in weights.items()) / total if total else None
+
+
+def _as_rating(token: Any, scale: tuple[float, float]) -> float | None:
+    text = str(token or "").strip()
+    return float(text) if text.isdigit() and scale[0] <= float(text) <= scale[1] else None
+
+
+def _judge_step(program: Program, shown: Sequence[str], lm: Any) -> Step:
+    step = Step(program, name="judge")
+    check_offered(step, shown)
+    if lm is not None:
+        step.set_lm(lm)
+    return step
+
+
+def _ask(
+    step: Step, values: dict[str, str], n: int, seed: int | None, extra: Mapping[str, Any]
+) -> Draw:
+    sampling = Sampling(temperature=0.0 if n == 1 else 0.7, top_p=None)
+    return Draw(step=step, number=0, values=values, n=n, sampling=sampling, seed=seed, extra=extra)
+
+
+def _draw_all(draws: Sequence[Draw]) -> list[Drawn]:
+    return run_threads([partial(draw.run) for draw in draws])
+
+
+def _check_alive(drawn: Sequence[Drawn]) -> None:
+    failures = [failure for one in drawn for failure in one.call.failures]
+    if failures and len(failures) == sum(len(one.call.completions) for one in drawn):
+        raise ScorerError(f"the judge's LM failed: {failures[0].type}: {failures[0].message}")
+
+
+def _logprobs(drawn: Drawn, index: int) -> Any:
+    lines = drawn.lines[index] if index < len(drawn.lines) else []
+    return lines[-1][2].get("logprobs") if lines else None
+
+
+def _verdicts(drawn: Drawn) -> list[float]:
+    """Read the first response's share of each readable verdict: 1, 0, or one half for a tie."""
+    shares = {"A": 1.0, "B": 0.0, "T": 0.5}
+    texts = [completion.text for completion in drawn.call.completions]
+    letters = [re.search(r"\b([ABT])\b", text) for text in texts]
+    return [shares[letter.group(1)] for letter in letters if letter]
+
+
+def _log_odds(shares: Sequence[float]) -> float:
+    won = sum(shares)
+    return math.log((won + 0.5) / (len(shares) - won + 0.5))
+
+
+def _get(obj: Any, name: str) -> Any:
+    return obj.get(name) if isinstance(obj, Mapping) else getattr(obj, name, None)
