@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -123,6 +124,12 @@ def is_plain_text(signature: type[dspy.Signature]) -> bool:
     True for exactly one output, of type ``str``, and inputs that can be shown as text: no image, audio,
     tool or other ``dspy.Type`` (a ``dspy.History`` is fine).
     """
+    shared: Any = signature
+    return _is_plain_text(shared)
+
+
+@functools.lru_cache(maxsize=256)  # asked several times per call; a signature's fields never change
+def _is_plain_text(signature: Any) -> bool:
     outputs = list(signature.output_fields.values())
     if len(outputs) != 1 or outputs[0].annotation is not str:
         return False

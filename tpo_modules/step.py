@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import dspy
+from dspy.primitives.base_module import BaseModule
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticUndefined
 
@@ -158,9 +160,30 @@ async def call_async(program: dspy.Module, values: Mapping[str, Any]) -> dspy.Pr
 
 
 def find_predictors(module: dspy.Module) -> list[dspy.Predict]:
-    """List the predictors in a module, those of frozen sub-modules too, in a fixed order."""
-    found = (part for _, part in module.named_sub_modules(type_=dspy.Predict))
-    return [part for part in found if isinstance(part, dspy.Predict)]
+    """List the predictors in a module, those of frozen sub-modules too, in a fixed order.
+
+    As ``named_sub_modules`` does, but past the histories that DSPy keeps in modules: they hold every LM call.
+    """
+    found: list[dspy.Predict] = []
+    queue: deque[Any] = deque([module])
+    seen = {id(module)}
+    while queue:
+        part = queue.popleft()
+        if isinstance(part, dspy.Predict):
+            found.append(part)
+        for inner in _parts(part):
+            if id(inner) not in seen:
+                seen.add(id(inner))
+                queue.append(inner)
+    return found
+
+
+def _parts(part: Any) -> Iterable[Any]:
+    if isinstance(part, BaseModule):
+        return [value for name, value in vars(part).items() if name != "history"]
+    if isinstance(part, dict):
+        return part.values()
+    return part if isinstance(part, (list, tuple)) else ()
 
 
 def _restored(annotation: Any, value: Any) -> Any:
