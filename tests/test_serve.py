@@ -584,7 +584,8 @@ def test_64_runs_of_the_loop_outlive_a_killed_and_restarted_server(tmp_path: Pat
 @pytest.mark.server
 @pytest.mark.slow
 def test_requests_that_arrive_together_share_batches_and_feedback_passes(tmp_path: Path) -> None:
-    with serving(slow_scorer(tmp_path, 0.1), "--token", "s3cret") as server:
+    limits = ("--max-responses", "3", "--max-body-mb", "0.01")
+    with serving(slow_scorer(tmp_path, 0.1), "--token", "s3cret", *limits) as server:
         scorer = ServerScorer(server.url, api="tpo", token="s3cret", max_concurrency=64)
         queries = [f"q{i}" for i in range(40)]
         with scorer, ThreadPoolExecutor(40) as threads:
@@ -599,6 +600,12 @@ def test_requests_that_arrive_together_share_batches_and_feedback_passes(tmp_pat
         assert metrics["tpo_scorer_batched_total"] == 40
         assert metrics["tpo_scorer_batches_total"] <= 10
         assert seconds < 40 * 0.1
+        with ServerScorer(server.url, api="tpo", token="s3cret") as scorer:
+            texts = [f"{i}" * 3000 for i in range(8)]
+            rewards = scorer.score("q", [*texts, "x" * 20_000])
+            assert rewards[:-1] == [reward_of("q" + text) for text in texts], "halved until it fits"
+            assert math.isnan(rewards[-1])
+            assert "larger than 10485 bytes" in str(vars(rewards[-1])["notes"])
         with (
             ServerScorer(server.url, api="tpo") as stranger,
             pytest.raises(ScorerError, match=r"HTTP 401.*token="),

@@ -473,7 +473,7 @@ def test_copies_and_pickles_work_and_close_can_be_followed_by_more() -> None:
         ("ftp://x", {}, "Expected the server's address"),
         ("http://x", {"api": "sglang-classify"}, "give tokenizer="),
         ("http://x", {"timeout": 0}, "timeout to be positive"),
-        ("http://x", {"batch_size": 0}, "batch_size to be positive"),
+        ("http://x", {"batch_size": 0}, "batch_size of at least 1"),
         ("http://x", {"max_concurrency": 0}, "max_concurrency of at least 1"),
     ],
 )

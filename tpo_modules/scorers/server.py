@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tpo_modules.errors import ConfigurationError, InputError, RewardError
-from tpo_modules.scorers.base import Query, Reward, as_query
+from tpo_modules.scorers.base import Query, as_query
 from tpo_modules.scorers.client_template import ClientTemplate
+from tpo_modules.scorers.read_reward import read_reward
 from tpo_modules.scorers.score_check import check_rewards
 from tpo_modules.scorers.transport import JSONPoster, RequestRefusedError, Retry
 from tpo_modules.scorers.wire import Item, Output
@@ -84,22 +84,9 @@ class ServerScorer:
         max_concurrency: int = 16,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        if api not in WIRES:
-            raise ConfigurationError(f"Expected api to be one of {', '.join(WIRES)}; got {api!r}.")
-        for name, value in [("timeout", timeout), ("batch_size", batch_size)]:
-            if value <= 0:
-                raise ConfigurationError(f"Expected {name} to be positive, got {value}.")
-        if max_concurrency < 1:
-            raise ConfigurationError(
-                f"Expected max_concurrency of at least 1, got {max_concurrency}."
-            )
+        _check_options(api, tokenizer is not None, timeout, batch_size, max_concurrency)
         self.api = api
         self._wire = WIRES[api]
-        if self._wire.template == "required" and tokenizer is None:
-            raise ConfigurationError(
-                f"{api} takes text to which the chat template is already applied: give "
-                "tokenizer=, the name or folder of the reward model that the server runs."
-            )
         self.url = _endpoint(url, self._wire.path)
         self._template = (
             None
@@ -205,7 +192,7 @@ class ServerScorer:
         if outcomes and len(refusals) == len(outcomes):
             raise refusals[0]
         rewards = {
-            key: self._reward(item, outcome)
+            key: read_reward(item, outcome, self._output, self.url)
             for (key, item), outcome in zip(distinct.items(), outcomes, strict=True)
         }
         return [rewards[key] for key in keys]
@@ -262,42 +249,22 @@ class ServerScorer:
                 "Is api= right for this server?"
             ) from error
 
-    # --- from answers to rewards
 
-    def _reward(self, item: Item, outcome: Output | RequestRefusedError) -> Reward:
-        if isinstance(outcome, RequestRefusedError):
-            return Reward(math.nan, notes=(*item.notes, f"not scored: {outcome}"))
-        notes = (*item.notes, *outcome.notes)
-        value = self._picked(outcome)
-        if value is None:
-            return Reward(math.nan, outcome.feedback, (*notes, "the server scored it with null"))
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise RewardError(f"{self.url} gave {value!r} as a reward; expected a number.")
-        if not math.isfinite(value):
-            return Reward(
-                math.nan, outcome.feedback, (*notes, f"the server scored it with {value}")
-            )
-        return Reward(value, outcome.feedback, notes)
-
-    def _picked(self, outcome: Output) -> object:
-        """Take the one output that is the reward."""
-        values, labels = outcome.values, outcome.labels
-        if self._output is None:
-            if len(values) == 1:
-                return values[0]
-            names = f" ({', '.join(labels)})" if labels else ""
-            raise RewardError(
-                f"{self.url} gave {len(values)} numbers per response{names}; expected one. "
-                "Say which one is the reward with output=, by index or label."
-            )
-        if labels:
-            wanted = self._output if isinstance(self._output, str) else f"LABEL_{self._output}"
-            if wanted in labels:
-                return values[labels.index(wanted)]
-        elif isinstance(self._output, int) and 0 <= self._output < len(values):
-            return values[self._output]
-        have = ", ".join(labels) or f"{len(values)} numbers"
-        raise RewardError(f"{self.url} gave no output {self._output!r}; it gave {have}.")
+def _check_options(
+    api: str, has_tokenizer: bool, timeout: float, batch_size: int, max_concurrency: int
+) -> None:
+    if api not in WIRES:
+        raise ConfigurationError(f"Expected api to be one of {', '.join(WIRES)}; got {api!r}.")
+    if timeout <= 0:
+        raise ConfigurationError(f"Expected timeout to be positive, got {timeout}.")
+    for name, value in [("batch_size", batch_size), ("max_concurrency", max_concurrency)]:
+        if value < 1:
+            raise ConfigurationError(f"Expected {name} of at least 1, got {value}.")
+    if WIRES[api].template == "required" and not has_tokenizer:
+        raise ConfigurationError(
+            f"{api} takes text to which the chat template is already applied: give tokenizer=, the "
+            "name or folder of the reward model that the server runs."
+        )
 
 
 def _endpoint(url: str, path: str) -> str:
