@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,8 +53,14 @@ def _messages(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> lis
     """Tell the conversation as a reward model should see it: without a program's own formatting."""
     if not is_plain_text(signature):
         return []
-    plain = signature if own_instructions(signature) else signature.with_instructions(" ")
+    given: Any = signature
+    plain = signature if own_instructions(signature) else _without_instructions(given)
     return list(PlainTextAdapter().format(plain, [], dict(inputs)))
+
+
+@functools.lru_cache(maxsize=64)  # making a signature class costs more than the rest of a query's set-up
+def _without_instructions(signature: Any) -> Any:
+    return signature.with_instructions(" ")
 
 
 def _checked(text: str, inputs: Mapping[str, Any], messages: list[Message] | tuple[()]) -> Query:
