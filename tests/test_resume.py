@@ -46,8 +46,9 @@ class Rewards:
         return [float(sum(map(ord, response)) % 17) for response in responses]
 
 
-def module(kind: Any = TPOModule, **options: Any) -> Any:
-    own = {"depth": 2} if kind is not BestOfNModule else {}
+def module(kind: Any = None, **options: Any) -> Any:
+    kind = kind or TPOModule
+    own: dict[str, Any] = {"depth": 2} if kind is not BestOfNModule else {}
     return kind(scorer=Rewards(), width=3, native_n=True, **{**own, **options})
 
 
@@ -237,6 +238,10 @@ def test_a_run_that_failed_is_tried_again_where_it_failed() -> None:
     assert len(lm.requests) == 1 + 3 + 2 + 3
 
 
+def flat(query: str, response: str) -> float:
+    return 1.0
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -247,7 +252,7 @@ def test_a_run_that_failed_is_tried_again_where_it_failed() -> None:
         ({"selection": "median"}, "selection: 'extreme' there, 'median' here"),
         ({"stop": StopRule(patience=1)}, "stop: "),
         ({"native_n": False}, "native_n: True there, False here"),
-        ({"scorer": lambda query, response: 1.0}, "scorer: 'Rewards()' there"),
+        ({"scorer": flat}, "scorer: 'Rewards()' there"),
     ],
 )
 def test_another_configuration_is_refused_by_its_differences(

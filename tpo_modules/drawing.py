@@ -238,7 +238,7 @@ class _Attempt:
                 self.log.complete(
                     text=_whole_characters(text if isinstance(text, str) else str(text or "")),
                     fields=jsonable(
-                        {k: v for k, v in own.items() if k not in (output, "logprobs")}
+                        {k: v for k, v in own.items() if k not in (output, *_NO_FIELDS)}
                     ),
                     index=i,
                 )
@@ -255,6 +255,11 @@ class _Attempt:
         originals = find_predictors(self.draw.step.predict)
         twins = {id(twin): i for i, twin in enumerate(find_predictors(program))}
         return [(originals[twins[id(p)]], i, o) for p, i, o in entries if id(p) in twins]
+
+
+# Not the policy's own: logprobs come from DSPy, and the result of a run has a reward and a trace of its own, also
+# where the policy is such a module itself.
+_NO_FIELDS = ("logprobs", "reward", "trace")
 
 
 def _whole_characters(text: str) -> str:

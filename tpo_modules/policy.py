@@ -79,6 +79,11 @@ class PolicyModule(dspy.Module):
         return self._scorer.value
 
     @property
+    def signature(self) -> type[dspy.Signature] | None:
+        """The policy's signature, which is this module's too: it may be the policy of another one."""
+        return self.policy.signature
+
+    @property
     def label(self) -> str:
         """Depth and width as the paper writes them, such as ``"D2-N5"``."""
         return f"D0-N{self.width}"

@@ -73,6 +73,9 @@ class _ScriptEngine:
         self._script = script
         self._lock = threading.Lock()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> _ScriptEngine:
+        return self
+
     def complete(self, request: Any) -> Any:
         with self._lock:
             index = len(self.requests)
@@ -83,12 +86,13 @@ class _ScriptEngine:
             raise reply
         if isinstance(reply, str):
             reply = Reply(reply)
+        finish_reason: Any = reply.finish_reason
         tokens = len(reply.text.split()) if reply.tokens is None else reply.tokens
         return lm15.Response(
             id=None,
             model=request.model,
             message=lm15.Message.assistant([lm15.TextPart(reply.text)]),
-            finish_reason=reply.finish_reason,
+            finish_reason=finish_reason,
             usage=lm15.Usage(input_tokens=len(prompt.split()), output_tokens=tokens),
         )
 

@@ -63,7 +63,8 @@ class TPOModule(PolicyModule):
         gradient: The textual gradient step, or None: the loss then feeds the update directly.
         update: The update step.
         depth: Iterations (the paper's D); 0 is best-of-N.
-        selection: Which pair is compared: `extreme_pair` as in the paper, or any callable of the pool.
+        selection: Which pair is compared: `extreme_pair` as in the paper, any callable of the pool, or the
+            name of one: ``"extreme"``, ``"median"``, ``"within-step"``.
         stop: When to stop early; never by default.
         critic_lm: The LM of the loss and gradient steps, if not the policy's.
         **options: Width, sampling, seed and the rest: see `PolicyModule`.
@@ -84,7 +85,7 @@ class TPOModule(PolicyModule):
         gradient: Program | None = TextualGradient,
         update: Program = ResponseUpdate,
         depth: int = 2,
-        selection: Selection = extreme_pair,
+        selection: Selection | str = extreme_pair,
         stop: StopRule | None = None,
         critic_lm: Any = None,
         **options: Any,
