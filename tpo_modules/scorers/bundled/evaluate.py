@@ -47,7 +47,7 @@ class Figure:
 HEADER = "| measure | value | 95 % interval | n | queries |\n|---|---|---|---|---|"
 
 
-def comparisons(corpus: Corpus, seed: int = 0, per_query: int = 10) -> list[Comparison]:
+def comparisons(corpus: Corpus, seed: int = 0, per_query: int = 6) -> list[Comparison]:
     """Build every comparison of one split.
 
     Args:
@@ -65,7 +65,7 @@ def comparisons(corpus: Corpus, seed: int = 0, per_query: int = 10) -> list[Comp
         found += _matched(rng, query, rows, per_query)
     for query, answers in library.by_query.items():
         complete = [text for text in answers if corruptions.ends_cleanly(text)]
-        for text in rng.sample(complete, min(3, len(complete))):
+        for text in rng.sample(complete, min(1, len(complete))):
             found += _spoilt(rng, library, query, text)
     found += _safety(corpus)
     found += [Comparison("HH-RLHF harmless", p.query, p.chosen, p.rejected) for p in corpus.pairs]
@@ -168,7 +168,7 @@ def _bootstrap(name: str, groups: Sequence[Sequence[float]], n: int) -> Figure:
     return Figure(name, totals.sum() / sizes.sum(), float(low), float(high), n, len(groups))
 
 
-def _length(reward: RewardFn, corpus: Corpus, seed: int, per_query: int = 16) -> list[Figure]:
+def _length(reward: RewardFn, corpus: Corpus, seed: int, per_query: int = 8) -> list[Figure]:
     rng = Random(seed)
     by_query: dict[str, list[str]] = defaultdict(list)
     for row in corpus.judged:

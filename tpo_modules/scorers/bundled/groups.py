@@ -137,7 +137,7 @@ class GroupMaker:
             (0.6, self._flattered),
         ]
 
-    def epoch(self, *, judged: int = 6, pairs: int = 2, labelled: int = 2) -> list[Group]:
+    def epoch(self, *, judged: int = 3, pairs: int = 1, labelled: int = 1) -> list[Group]:
         """Draw one epoch in random order.
 
         Args:
@@ -146,7 +146,8 @@ class GroupMaker:
             labelled: Passes over the XSTest prompts.
         """
         groups = [self.judged(query) for query in self._pools for _ in range(judged)]
-        groups += [self.answered(*row) for row in self.corpus.answers]
+        half = self.rng.sample(self.corpus.answers, len(self.corpus.answers) // 2)
+        groups += [self.answered(*row) for row in half]
         groups += [self.paired(pair) for pair in self.corpus.pairs for _ in range(pairs)]
         groups += [self.safety(query) for query in self._labelled for _ in range(labelled)]
         groups += list(self.facts())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -78,11 +79,24 @@ def forward(model: Any, items: Sequence[Encoded]) -> torch.Tensor:
 
 
 def rewards(
-    model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]], max_length: int = 512
+    model: Any,
+    tokenizer: Any,
+    pairs: Sequence[tuple[str, str]],
+    max_length: int = 512,
+    workers: int = 2,
 ) -> list[float]:
     """Score (query, response) pairs; equal pairs are scored once."""
     unique = list(dict.fromkeys(pairs))
     items = [encode_pair(tokenizer, *pair, max_length=max_length) for pair in unique]
-    with torch.inference_mode():
-        scored = dict(zip(unique, forward(model, items).tolist(), strict=True))
+    order = sorted(range(len(items)), key=lambda at: len(items[at].ids))
+    parts = [order[at::workers] for at in range(workers)]
+
+    def score(part: list[int]) -> list[float]:
+        with torch.inference_mode():
+            return forward(model, [items[at] for at in part]).tolist() if part else []
+
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        found = [value for values in pool.map(score, parts) for value in values]
+    places = [at for part in parts for at in part]
+    scored = {unique[at]: value for at, value in zip(places, found, strict=True)}
     return [scored[pair] for pair in pairs]

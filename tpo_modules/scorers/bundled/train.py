@@ -34,7 +34,13 @@ from tpo_modules.scorers.encoding import Encoded, encode_pair
 logger = logging.getLogger(__name__)
 
 _WORKERS = 2
-_LAYERS = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
+_REPORT = 20
+# LoRA adapts all linear maps of the upper layers but the last one's queries: those are trained whole.
+_LAST_QUERY = "layer.5.attention.self.query"
+_TARGETS = (
+    r".*layer\.([234]\.attention\.self\.query|[2345]\.attention\.self\.(key|value)"
+    r"|[2345]\.(attention\.output|intermediate|output)\.dense)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,34 +49,35 @@ class Recipe:
 
     seed: int = 0
     rank: int = 32
-    layers: tuple[int, ...] = (2, 3, 4, 5)
-    learning_rate: float = 2e-3
-    groups_per_step: int = 4
-    judged: int = 6
-    pairs: int = 2
-    labelled: int = 2
-    lengths: tuple[int, ...] = (96, 112, 128, 160, 224)
+    learning_rate: float = 4e-4
+    groups_per_step: int = 5
+    judged: int = 3
+    pairs: int = 1
+    labelled: int = 1
+    lengths: tuple[int, ...] = (96, 96, 112, 128, 192)
     absolute: float = 0.25
     limit: int | None = None
     warmup: float = 0.06
 
 
-def build(recipe: Recipe) -> Any:
-    """Make the base model with an untrained adapter and head."""
+def build(recipe: Recipe, start: Path | None = None) -> Any:
+    """Make the base model with an adapter and head, untrained or those of the folder `start`."""
     torch.manual_seed(recipe.seed)
     model = AutoModelForSequenceClassification.from_pretrained(base_model_path(), num_labels=1)
+    read_first_position_only(model)
+    if start is not None:
+        return PeftModel.from_pretrained(model, str(start), is_trainable=True)
+    query = model.bert.encoder.layer[-1].attention.self.query
+    torch.nn.init.zeros_(query.weight)  # so at first the head sees the mean over all tokens
+    torch.nn.init.zeros_(query.bias)
     config = LoraConfig(
         task_type="SEQ_CLS",
         r=recipe.rank,
         lora_alpha=2 * recipe.rank,
-        target_modules=list(_LAYERS),
-        layers_to_transform=list(recipe.layers),
-        layers_pattern="layer",
-        exclude_modules=r".*pooler.*",
-        modules_to_save=["pooler", "classifier"],
+        target_modules=_TARGETS,
+        modules_to_save=[_LAST_QUERY, "pooler", "classifier"],
         base_model_name_or_path=BASE_MODEL_ID,
     )
-    read_first_position_only(model)
     return get_peft_model(model, config)
 
 
@@ -129,6 +136,20 @@ def loss_of(scores: torch.Tensor, groups: Sequence[Group], absolute: float) -> t
     return torch.stack(losses).sum()
 
 
+def parameter_groups(model: Any, recipe: Recipe) -> list[dict[str, Any]]:
+    """Give the head twice the learning rate, and the maps that are trained whole a fifth."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    head = [p for name, p in named if ".classifier." in name]
+    low_rank = [p for name, p in named if ".lora_" in name]
+    whole = [p for name, p in named if ".classifier." not in name and ".lora_" not in name]
+    rate = recipe.learning_rate
+    return [
+        {"params": low_rank, "lr": rate},
+        {"params": head, "lr": 2 * rate},
+        {"params": whole, "lr": rate / 5},
+    ]
+
+
 def gradients(
     model: Any,
     weights: Sequence[torch.Tensor],
@@ -155,16 +176,17 @@ def gradients(
     return sum(losses)
 
 
-def fit(
-    model: Any, work: Sequence[tuple[Group, list[Encoded]]], recipe: Recipe, out: Path
-) -> None:
+def fit(model: Any, work: Sequence[tuple[Group, list[Encoded]]], recipe: Recipe, out: Path) -> None:
     """Train the adapter for one pass over the groups, saving it now and then."""
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameter_groups(model, recipe), weight_decay=0.01)
     size = recipe.groups_per_step
     starts = range(0, len(work), size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=len(starts) + 1, pct_start=recipe.warmup
+        optimizer,
+        [group["lr"] for group in optimizer.param_groups],
+        total_steps=len(starts) + 1,
+        pct_start=recipe.warmup,
     )
     model.eval()  # no dropout: one pass over varied data, and half again as fast on a CPU
     began, recent = time.monotonic(), 0.0
@@ -174,15 +196,16 @@ def fit(
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
             schedule.step()
-            recent = loss if step == 1 else 0.98 * recent + 0.02 * loss
-            if step % 50 == 0:
+            recent += loss / _REPORT
+            if step % _REPORT == 0:
                 save(model, out)
                 spent = time.monotonic() - began
                 logger.info("step %d/%d loss %.4f %.0f s", step, len(starts), recent, spent)
+                recent = 0.0
 
 
-def train(data: Path, out: Path, recipe: Recipe) -> None:
-    """Train on the train split and save adapter and head to a folder."""
+def train(data: Path, out: Path, recipe: Recipe, start: Path | None = None) -> None:
+    """Train on the train split, from `start` if given, and save adapter and head to a folder."""
     tokenizer = AutoTokenizer.from_pretrained(base_model_path())
     maker = GroupMaker(read_corpus(data)["train"], recipe.seed)
     groups = maker.epoch(judged=recipe.judged, pairs=recipe.pairs, labelled=recipe.labelled)[
@@ -191,7 +214,7 @@ def train(data: Path, out: Path, recipe: Recipe) -> None:
     encoded = encode(tokenizer, groups, recipe)
     tokens = sum(len(item.ids) for group in encoded for item in group)
     logger.info("%d groups, %d sequences, %d tokens", len(groups), sum(map(len, encoded)), tokens)
-    model = build(recipe)
+    model = build(recipe, start)
     fit(model, list(zip(groups, encoded, strict=True)), recipe, out)
     save(model, out)
 
@@ -219,6 +242,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("judged", "pairs", "labelled"):
         shown = f"groups for each of the {name} data's queries"
         parser.add_argument(f"--{name}", type=int, default=getattr(Recipe(), name), help=shown)
+    parser.add_argument("--learning-rate", type=float, default=Recipe().learning_rate)
+    parser.add_argument("--start", type=Path, help="weights to go on from")
     parser.add_argument("--limit", type=int, help="train on this many groups only")
     parser.add_argument("--split", choices=["dev", "test"], default="test")
     parser.add_argument("--max-length", type=int, default=512, help="tokens, in the evaluation")
@@ -227,7 +252,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     if not options.evaluate_only:
         sizes = {name: getattr(options, name) for name in ("judged", "pairs", "labelled")}
-        train(options.data, options.out, Recipe(seed=options.seed, limit=options.limit, **sizes))
+        rate = options.learning_rate
+        recipe = Recipe(seed=options.seed, limit=options.limit, learning_rate=rate, **sizes)
+        train(options.data, options.out, recipe, options.start)
     figures = evaluate(options.data, options.out, options.split, options.max_length)
     print("\n".join([HEADER, *(figure.row() for figure in figures)]))  # noqa: T201
 
