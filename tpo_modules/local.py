@@ -22,9 +22,12 @@ import atexit
 import ctypes
 import importlib
 import os
+import socket
+import stat
 import threading
+import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +38,13 @@ import httpx
 from tpo_modules.errors import ConfigurationError, EmbeddedModelError, MissingExtraError
 from tpo_modules.weights import find_weights
 
-__all__ = ["DEFAULT_SLOTS", "EmbeddedServer", "embedded_lm", "embedded_server"]
+__all__ = ["DEFAULT_SLOTS", "EmbeddedServer", "close_servers", "embedded_lm", "embedded_server"]
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_SLOTS = 5
+_SHARED_SLOTS = 8
+_BATCH = 256  # tokens computed between two looks at what was cancelled
+_STOP_SECONDS = 15
 _MAX_THREADS = 8  # beyond that a model of this size gains nothing
 
 
@@ -70,6 +76,8 @@ class EmbeddedServer:
         self._native = native
         self._settings = settings
         self._root: str = native.listening_address
+        # No proxy and no certificates: it is this very process.
+        self._client = httpx.Client(base_url=self._root, trust_env=False, verify=False)
         self.url = f"{self._root}/v1"
         self.model = _model_name(settings.path)
         self.path = settings.path
@@ -83,7 +91,7 @@ class EmbeddedServer:
 
     def count_tokens(self, text: str) -> int:
         """Count the tokens of a text, chat template not included."""
-        reply = httpx.post(f"{self._root}/tokenize", json={"content": text}, timeout=60)
+        reply = self._client.post("/tokenize", json={"content": text}, timeout=60)
         reply.raise_for_status()
         return len(reply.json()["tokens"])
 
@@ -95,12 +103,38 @@ class EmbeddedServer:
         with _lock:
             if _servers.get(self._settings) is self:
                 del _servers[self._settings]
+            if self.closed:
+                return
+            if not self._stop_requests():
+                self.abandon()  # releasing it now would block the whole process
+            self._client.close()
             self._native = None  # the binding stops the native server when it is released
 
-    def abandon(self) -> None:
-        """Keep the native server from ever being released, in a forked child.
+    def _stop_requests(self) -> bool:
+        """Cut off the requests under way; return whether that worked in time.
 
-        Its threads stayed with the parent: stopping it here would wait for them forever.
+        The native server waits for them when it is released, and holds the interpreter meanwhile. It gives
+        up on a request whose connection is gone, which it notices after a second in which nobody asks.
+        """
+        deadline = time.monotonic() + _STOP_SECONDS
+        while self._busy():
+            if time.monotonic() > deadline:
+                return False
+            _cut_connections(int(self._root.rpartition(":")[2]))
+            time.sleep(1.1)
+        return True
+
+    def _busy(self) -> bool:
+        try:
+            slots = self._client.get("/slots", timeout=2).json()
+        except httpx.HTTPError:
+            return True
+        return any(slot["is_processing"] for slot in slots)
+
+    def abandon(self) -> None:
+        """Keep the native server from ever being released, so that nothing waits for its threads.
+
+        For a forked child, whose parent kept the threads, and for a server that does not stop.
         """
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._native))
 
@@ -123,7 +157,8 @@ def embedded_server(
         model: None for SmolLM2-135M-Instruct from its weight package; a GGUF file or the folder
             of one; or ``org/repo:file.gguf`` on the hub. See `tpo_modules.weights.find_weights`.
         context: Tokens that one sequence may hold, prompt and response together. Memory grows
-            with ``context * slots``: about 470 MB for SmolLM2 at the defaults.
+            with ``context * min(slots, 8)``: about 470 MB for SmolLM2 at the defaults. More
+            than eight slots share that of eight, and a prompt is kept once for all its samples.
         slots: Sequences generated at once. A request with a larger ``n`` is refused.
         threads: CPU threads; None takes what this process may use, at most eight.
         verbose: Let llama.cpp log to standard error.
@@ -192,7 +227,10 @@ def _start(settings: _Settings) -> Any:
     params.hostnames = ["127.0.0.1"]
     params.port = 0  # the kernel picks a free one
     params.n_parallel = settings.slots
-    params.n_ctx = settings.context * settings.slots
+    params.n_batch = params.n_ubatch = _BATCH
+    params.kv_unified = True  # the samples of one request share the memory of their prompt
+    params.kv_unified_per_slot = settings.context
+    params.n_ctx = settings.context * min(settings.slots, _SHARED_SLOTS)
     params.cpuparams.n_threads = settings.threads
     params.cpuparams_batch.n_threads = settings.threads
     # As on other servers, only the request's temperature and top-p cut the distribution.
@@ -233,7 +271,28 @@ def _passive_waiting() -> Generator[None]:
             os.environ.pop(name, None)
 
 
-def _close_all() -> None:
+def _cut_connections(port: int) -> None:
+    """Close this process's accepted connections on a local port; where fds can be listed."""
+    folder = Path("/dev/fd")
+    for number in map(int, os.listdir(folder) if folder.exists() else ()):
+        with suppress(OSError):  # closed meanwhile, or not connected
+            if stat.S_ISSOCK(os.fstat(number).st_mode):
+                _shut_down(socket.socket(fileno=number), port)
+
+
+def _shut_down(connection: socket.socket, port: int) -> None:
+    try:
+        if connection.getsockname()[1:2] == (port,) and connection.getpeername():
+            connection.shutdown(socket.SHUT_RDWR)
+    finally:
+        connection.detach()  # the descriptor is the server's
+
+
+def close_servers() -> None:
+    """Stop every embedded server of this process; done at exit anyway.
+
+    Call it where requests of other threads should not be waited for, as on Ctrl-C.
+    """
     for server in list(_servers.values()):
         server.close()
 
@@ -246,6 +305,6 @@ def _forget_parents_servers() -> None:
     _servers.clear()
 
 
-atexit.register(_close_all)
+atexit.register(close_servers)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_parents_servers)
