@@ -26,7 +26,7 @@ class Endpoint:
     Attributes:
         url: Its base address, such as ``http://localhost:8000/v1``.
         in_flight: Requests that it has not answered yet.
-        failures: Failures in a row.
+        failures: Failures in a row; what was in flight when it failed counts once.
         out_until: When a server that failed is tried again, on the monotonic clock.
         last: When it was last given a request, counted in requests.
     """
@@ -117,11 +117,11 @@ class Endpoints:
         """Note that a request has ended; ``failed=None`` says nothing about the server."""
         with self._lock:
             endpoint.in_flight -= 1
-            if failed:
+            if failed and (not endpoint.failures or time.monotonic() >= endpoint.out_until):
                 endpoint.failures += 1
                 pause = min(_FIRST_PAUSE * 2 ** min(endpoint.failures - 1, 6), _LONGEST_PAUSE)
                 endpoint.out_until = time.monotonic() + pause * random.uniform(0.8, 1.2)
-            elif failed is not None:
+            elif failed is False:
                 endpoint.failures = 0
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import dspy
+import tiktoken
 
 from tpo_modules.adapter import split_thinking
 from tpo_modules.openai_lm import PARAMETERS, OpenAIServerLM
@@ -266,6 +270,12 @@ def count_tokens(text: str) -> int:
 
 @functools.lru_cache(maxsize=1)
 def _encoding() -> Any:
-    from litellm.litellm_core_utils.default_encoding import encoding
+    spec = find_spec("litellm")
+    files = Path(spec.origin if spec and spec.origin else "").with_name("litellm_core_utils")
+    if not (files / "tokenizers").is_dir():
+        from litellm.litellm_core_utils.default_encoding import encoding
 
-    return encoding
+        return encoding
+    # Importing LiteLLM for its copy of the vocabulary would take seconds.
+    os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(files / "tokenizers"))
+    return tiktoken.get_encoding("cl100k_base")

@@ -330,9 +330,26 @@ class _Connection(asyncio.Protocol):
             self._transport.close()
         elif kind == "garbage":
             self._write(200, b"<html><body>502 Bad Gateway</body></html>")
+        elif plan.body.get("stream"):
+            self._stream(plan)
         else:
             self._write(200, plan.completion(self._server.settings.words))
         self._server.done(plan, kind)
+
+    def _stream(self, plan: _Plan) -> None:
+        """Send the first sequence word by word, as server-sent events."""
+        whole: Body = orjson.loads(plan.completion(self._server.settings.words))
+        words = whole["choices"][0]["message"]["content"].split(" ")
+        deltas = [{"content": word if i == 0 else f" {word}"} for i, word in enumerate(words)]
+        choices: list[Body] = [
+            {"index": 0, "delta": delta, "finish_reason": None} for delta in deltas
+        ]
+        choices.append({"index": 0, "delta": {}, "finish_reason": "stop"})
+        whole["object"] = "chat.completion.chunk"
+        chunks = [orjson.dumps({**whole, "choices": [c], "usage": None}) for c in choices]
+        chunks.append(orjson.dumps({**whole, "choices": []}))
+        events = b"".join(b"data: %b\n\n" % chunk for chunk in [*chunks, b"[DONE]"])
+        self._write(200, events, kind=b"text/event-stream")
 
     def _refuse(self, plan: _Plan, kind: str) -> None:
         status, error = FAULTS[kind]
@@ -346,10 +363,16 @@ class _Connection(asyncio.Protocol):
         self._transport.abort()
 
     def _write(
-        self, status: int, content: bytes, headers: bytes = b"", cut: int | None = None
+        self,
+        status: int,
+        content: bytes,
+        headers: bytes = b"",
+        *,
+        cut: int | None = None,
+        kind: bytes = b"application/json",
     ) -> None:
-        head = b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n"
-        self._transport.write(head % (status, len(content), headers) + content[:cut])
+        head = b"HTTP/1.1 %d X\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b\r\n"
+        self._transport.write(head % (status, kind, len(content), headers) + content[:cut])
 
 
 def _content_length(head: bytes) -> int:
@@ -415,7 +438,7 @@ class FakeServer:
 
     def revive(self) -> None:
         """Start again at the same address."""
-        self.process = _spawn(self.settings, self.port, self.log)
+        self.process, _ = _spawn(self.settings, self.port, self.log)
 
     def _control(self, action: str, body: Body) -> Any:
         address = f"http://127.0.0.1:{self.port}/control/{action}"
@@ -427,9 +450,7 @@ class FakeServer:
 def start_server(*, log: Path | None = None, **settings: Any) -> Generator[FakeServer]:
     """Run a server in a child process until the end of the block."""
     chosen = Settings(**settings)
-    process = _spawn(chosen, 0, log)
-    assert process.stdout is not None
-    port = int(process.stdout.readline())
+    process, port = _spawn(chosen, 0, log)
     server = FakeServer(
         url=f"http://127.0.0.1:{port}/v1", port=port, settings=chosen, log=log, process=process
     )
@@ -439,12 +460,15 @@ def start_server(*, log: Path | None = None, **settings: Any) -> Generator[FakeS
         server.kill()
 
 
-def _spawn(settings: Settings, port: int, log: Path | None) -> subprocess.Popen[str]:
+def _spawn(settings: Settings, port: int, log: Path | None) -> tuple[subprocess.Popen[str], int]:
+    """Start a server and wait until it listens; return its process and port."""
     command = [sys.executable, __file__, "--port", str(port)]
     command += ["--settings", orjson.dumps(asdict(settings)).decode()]
     if log is not None:
         command += ["--log", str(log)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, int(process.stdout.readline())
 
 
 def _main() -> None:
