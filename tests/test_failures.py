@@ -319,7 +319,6 @@ FAULTS: list[tuple[Fault, list[str]]] = [
 @pytest.mark.parametrize(("fault", "says"), FAULTS, ids=[f"{f.status}-{s[0]}" for f, s in FAULTS])
 def test_an_endpoint_that_fails_is_explained(fault: Fault, says: list[str], native_n: bool) -> None:
     module = TPOModule(scorer=length, width=3, native_n=native_n)
-    start = time.perf_counter()
     with fake_openai(fault=always(fault)) as endpoint, dspy.context(lm=endpoint.lm()):
         with pytest.raises(NoCandidateError) as caught:
             module("Why?")
@@ -328,8 +327,7 @@ def test_an_endpoint_that_fails_is_explained(fault: Fault, says: list[str], nati
     for text in says:
         assert text in str(caught.value)
         assert text in str(also.value)
-    assert len(endpoint.requests) <= 2 * 4
-    assert time.perf_counter() - start < 20
+    assert len(endpoint.requests) <= 2 * 4  # at once, that is, whatever the machine's speed
     assert len(str(caught.value)) < 1500
 
 
@@ -344,7 +342,7 @@ def test_an_endpoint_that_hangs_ends_with_its_timeout(native_n: bool) -> None:
         pytest.raises(NoCandidateError, match=r"timeout|endpoint is up"),
     ):
         module("Why?")
-    assert time.perf_counter() - start < 15
+    assert time.perf_counter() - start < 25
 
 
 @pytest.mark.server

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import pickle
 import threading
 from collections.abc import Sequence
@@ -108,6 +109,38 @@ def test_what_is_no_number_is_refused(value: Any) -> None:
 
     with pytest.raises(RewardError, match="expected a number as the reward of a response, got"):
         FunctionScorer(fn).score("q", ["r"])
+
+
+def picky(query: str, response: str) -> Any:
+    return {"good": 1.0, "none": None}[response]
+
+
+async def picky_async(query: str, response: str) -> Any:
+    return picky(query, response)
+
+
+@pytest.mark.parametrize("fn", [picky, picky_async])
+def test_a_function_that_fails_for_some_responses_loses_only_those(fn: Any) -> None:
+    scorer = FunctionScorer(fn)
+    for rewards in (
+        scorer.score("q", ["bad", "good", "none"]),
+        asyncio.run(scorer.ascore("q", ["bad", "good", "none"])),
+    ):
+        assert [math.isnan(reward) for reward in rewards] == [True, False, True]
+        first, _, last = rewards
+        assert isinstance(first, Reward)
+        assert isinstance(last, Reward)
+        assert first.notes == ("KeyError: 'bad'",)
+        assert last.notes[0].startswith("RewardError: expected a number as the reward")
+    with pytest.raises(KeyError, match="bad"):
+        scorer.score("q", ["bad", "bad"])
+    with pytest.raises(KeyError, match="bad"):
+        asyncio.run(scorer.ascore("q", ["bad", "bad"]))
+    module = TPOModule(scorer=fn, width=3, depth=0, native_n=True)
+    with dspy.context(lm=ScriptedLM(["bad", "good", "none"])):
+        trace = module("Why?").trace
+    assert [c.response for c in trace.candidates] == ["good"]
+    assert "(KeyError: 'bad')" in trace.failures[0].message
 
 
 @pytest.mark.parametrize(("value", "reward"), [(True, 1.0), (3, 3.0), ({"score": 0.5}, 0.5)])

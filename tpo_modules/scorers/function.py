@@ -32,7 +32,8 @@ class FunctionScorer:
       ``fn(example, pred, trace=None)``. ``args`` holds the policy's inputs, by key and by attribute.
 
     The function returns a number or a bool, a `Reward`, or a ``dspy.Prediction(score=..., feedback=...)``,
-    whose feedback reaches the loss step. It may be ``async``.
+    whose feedback reaches the loss step. It may be ``async``. Where it fails for some of the responses, these
+    are NaN with the error as a note: one response that a metric cannot read does not lose the others.
 
     Args:
         fn: The function.
@@ -63,7 +64,8 @@ class FunctionScorer:
         """Reward each response: see `Scorer.score`.
 
         Raises:
-            RewardError: The function returned something that is no number.
+            RewardError: The function returned something that is no number, for every response.
+            Exception: What the function raised, where it did for every response.
         """
         if self.is_async:
             # A thread of its own, since this one may already be running an event loop (Jupyter); not one of
@@ -71,7 +73,7 @@ class FunctionScorer:
             job = partial(asyncio.run, self.ascore(query, responses))
             with ThreadPoolExecutor(max_workers=1) as thread:
                 return thread.submit(copy_context().run, job).result()
-        return [as_reward(self.fn(*self._arguments(query, r))) for r in responses]
+        return _rewards([self._reward(query, response) for response in responses])
 
     async def ascore(self, query: str, responses: Sequence[str]) -> list[float]:
         """Do what `score` does: an async function is awaited for all responses at once."""
@@ -81,8 +83,19 @@ class FunctionScorer:
             return await asyncio.get_running_loop().run_in_executor(
                 scoring_executor(), copy_context().run, job
             )
-        results = await asyncio.gather(*(self.fn(*self._arguments(query, r)) for r in responses))
-        return [as_reward(result) for result in results]
+        return _rewards(await asyncio.gather(*(self._areward(query, r) for r in responses)))
+
+    def _reward(self, query: str, response: str) -> Reward | Exception:
+        try:
+            return as_reward(self.fn(*self._arguments(query, response)))
+        except Exception as error:  # noqa: BLE001  a function may raise anything; it costs its own response only
+            return error
+
+    async def _areward(self, query: str, response: str) -> Reward | Exception:
+        try:
+            return as_reward(await self.fn(*self._arguments(query, response)))
+        except Exception as error:  # noqa: BLE001  a function may raise anything; it costs its own response only
+            return error
 
     def _arguments(self, query: str, response: str) -> tuple[Any, Any]:
         if self.form == "text":
@@ -92,6 +105,19 @@ class FunctionScorer:
         if prediction is None:
             prediction = dspy.Prediction(response=str(response))
         return dspy.Example(**inputs).with_inputs(*inputs), prediction
+
+
+def _rewards(results: Sequence[Reward | Exception]) -> list[float]:
+    """Make NaN of what failed for some responses; raise what failed for all."""
+    errors = [result for result in results if isinstance(result, Exception)]
+    if errors and len(errors) == len(results):
+        raise errors[0]
+    return [
+        Reward(float("nan"), notes=[f"{type(result).__name__}: {result}"])
+        if isinstance(result, Exception)
+        else result
+        for result in results
+    ]
 
 
 def as_scorer(scorer: Any) -> Scorer:
