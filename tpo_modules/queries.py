@@ -74,7 +74,7 @@ def _values(text: str, name: str) -> Iterator[tuple[str, Any]]:
             raise DataFileError(f"{name}, line {error.lineno}: not JSON: {error.msg}") from error
         yield from ((f"row {i}", value) for i, value in enumerate(values, start=1))
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -10,6 +10,7 @@ from tpo_modules.scorers import JudgeScorer, RewardModelScorer, ServerScorer
 from tpo_modules.scorers.base import Scorer
 from tpo_modules.scorers.function import as_scorer
 from tpo_modules.scorers.transport import Retry
+from tpo_modules.scorers.wire_shapes import WIRES
 from tpo_modules.templates import load_object
 
 
@@ -19,7 +20,8 @@ def load_scorer(spec: str, *, lm_options: dict[str, Any] | None = None) -> Score
     Args:
         spec: ``bundled``; ``python:module:function`` or ``python:file.py:function`` (a scorer, or a class or
             factory without arguments that makes one, or a reward function); ``judge:MODEL``; the URL of a
-            served reward model; else a reward model's folder or hub id.
+            served reward model, which answers as vLLM's ``/classify`` does, or ``API+URL`` for another
+            API of `ServerScorer` (``tpo+http://host:8001``); else a reward model's folder or hub id.
         lm_options: Keyword arguments of the judge's ``dspy.LM``.
 
     Raises:
@@ -62,7 +64,8 @@ def _judge(spec: str, lm_options: dict[str, Any]) -> Scorer:
 
 
 def _server(spec: str, _: dict[str, Any]) -> Scorer:
-    return ServerScorer(spec)
+    api, plus, url = spec.partition("+http")
+    return ServerScorer(f"http{url}", api=api) if plus else ServerScorer(spec)
 
 
 _FORMS: dict[str, Callable[[str, dict[str, Any]], Scorer]] = {
@@ -70,4 +73,5 @@ _FORMS: dict[str, Callable[[str, dict[str, Any]], Scorer]] = {
     "judge:": _judge,
     "http://": _server,
     "https://": _server,
+    **{f"{api}+http": _server for api in WIRES},
 }

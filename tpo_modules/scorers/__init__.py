@@ -15,15 +15,26 @@ if TYPE_CHECKING:
     from tpo_modules.scorers.pairwise import PairRM, PairwiseScorer
     from tpo_modules.scorers.reward_model import RewardModelScorer
     from tpo_modules.scorers.server import ServerScorer
+    from tpo_modules.scorers.verifiable import (
+        ExactMatchScorer,
+        JSONSchemaScorer,
+        MathScorer,
+        RegexScorer,
+    )
+
 
 _LAZY = {
     "BatchingScorer": "tpo_modules.scorers.batching",
     "EnsembleScorer": "tpo_modules.scorers.compose",
+    "ExactMatchScorer": "tpo_modules.scorers.verifiable",
+    "JSONSchemaScorer": "tpo_modules.scorers.verifiable",
     "JudgeScorer": "tpo_modules.scorers.judge",
     "LengthPenalisedScorer": "tpo_modules.scorers.compose",
+    "MathScorer": "tpo_modules.scorers.verifiable",
     "PairRM": "tpo_modules.scorers.pairwise",
     "PairwiseJudge": "tpo_modules.scorers.judge",
     "PairwiseScorer": "tpo_modules.scorers.pairwise",
+    "RegexScorer": "tpo_modules.scorers.verifiable",
     "RewardModelScorer": "tpo_modules.scorers.reward_model",
     "ServerScorer": "tpo_modules.scorers.server",
 }
@@ -40,13 +51,17 @@ __all__ = [
     "AsyncScorer",
     "BatchingScorer",
     "EnsembleScorer",
+    "ExactMatchScorer",
     "FunctionScorer",
+    "JSONSchemaScorer",
     "JudgeScorer",
     "LengthPenalisedScorer",
+    "MathScorer",
     "PairRM",
     "PairwiseJudge",
     "PairwiseScorer",
     "Query",
+    "RegexScorer",
     "Response",
     "Reward",
     "RewardModelScorer",
