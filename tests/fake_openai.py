@@ -10,9 +10,11 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import dspy
+
+from tpo_modules.openai_lm import OpenAIServerLM
 
 Body = dict[str, Any]
 
@@ -51,7 +53,10 @@ class Endpoint:
         requests: The bodies of all requests, in order of arrival.
         served: Tokens of every sequence served: prompt and completion.
         most_at_once: The largest number of requests that were open at the same time.
+        lm_class: What `lm` makes.
     """
+
+    lm_class: ClassVar[type[dspy.LM]] = dspy.LM
 
     url: str
     requests: list[Body] = field(default_factory=list[Body])
@@ -70,7 +75,10 @@ class Endpoint:
 
     def lm(self, **kwargs: Any) -> dspy.LM:
         kwargs = {"num_retries": 0, "cache": False, "timeout": 20, **kwargs}
-        return dspy.LM("openai/fake-model", api_base=self.url, api_key="unused", **kwargs)
+        return self.lm_class("openai/fake-model", api_base=self.url, api_key="unused", **kwargs)
+
+
+LM_CLASSES: list[type[dspy.LM]] = [dspy.LM, OpenAIServerLM]
 
 
 def numbered(body: Body, serial: int) -> str:

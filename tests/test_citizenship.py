@@ -16,7 +16,7 @@ from typing import Any
 import dspy
 import pytest
 from dspy.streaming.messages import StatusMessage
-from fake_openai import Body, fake_openai
+from fake_openai import LM_CLASSES, Body, Endpoint, fake_openai
 from pydantic import BaseModel
 
 from signatures import DraftFreeUpdate, RateResponse, RewardAwareLoss
@@ -83,6 +83,12 @@ def reward(example: Any, prediction: Any, trace: Any = None) -> float:
 # --- evaluation and parallelism
 
 
+@pytest.fixture(params=LM_CLASSES)
+def lm_class(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run everything with each LM that takes ``n`` in one request."""
+    monkeypatch.setattr(Endpoint, "lm_class", request.param)
+
+
 def test_evaluate_runs_it_in_threads() -> None:
     evaluate = dspy.Evaluate(
         devset=EXAMPLES, metric=reward, num_threads=4, display_progress=False, max_errors=1
@@ -110,6 +116,7 @@ def test_parallel_and_batch_keep_runs_apart() -> None:
 
 
 @pytest.mark.server
+@pytest.mark.usefixtures("lm_class")
 @pytest.mark.parametrize("native_n", [True, False])
 @pytest.mark.parametrize("seed", [None, 5])
 def test_attempts_of_best_of_n_around_it_differ(native_n: bool, seed: int | None) -> None:
@@ -319,6 +326,7 @@ def test_a_program_of_two_predictors_needs_its_field_named() -> None:
 
 
 @pytest.mark.server
+@pytest.mark.usefixtures("lm_class")
 def test_predictors_made_at_run_time_are_sampled_too() -> None:
     dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=True)
     module = BestOfNModule(MakesPredictors(), scorer=LastNumber(), width=3, response_field="answer")
@@ -623,6 +631,7 @@ def _last_number(query: str, response: str) -> float:
 
 
 @pytest.mark.server
+@pytest.mark.usefixtures("lm_class")
 @pytest.mark.parametrize("native_n", [True, False])
 @pytest.mark.parametrize("way", ["sync", "async"])
 def test_tracked_usage_is_what_was_served(native_n: bool, way: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 import dspy
 import pytest
-from fake_openai import Body, Choice, Fault, fake_openai
+from fake_openai import LM_CLASSES, Body, Choice, Endpoint, Fault, fake_openai
 
 from tpo_modules import BestOfNModule, Reward, TPOModule, TPOTrace
 from tpo_modules.errors import NoCandidateError, RewardError, ScorerError
@@ -281,6 +282,12 @@ def test_an_empty_first_round_says_why(replies: Any, rewards: Any, why: str) -> 
 # --- endpoints
 
 
+@pytest.fixture(params=LM_CLASSES)
+def lm_class(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run everything with each LM that takes ``n`` in one request."""
+    monkeypatch.setattr(Endpoint, "lm_class", request.param)
+
+
 def length(query: str, response: str) -> float:
     return float(len(response))
 
@@ -306,7 +313,7 @@ FAULTS: list[tuple[Fault, list[str]]] = [
     (Fault(500, "out of memory"), ["LMServerError", "out of memory", "look at its log"]),
     (Fault(503, "overloaded"), ["LMServerError", "overloaded"]),
     (Fault(404, "model fake-model does not exist"), ["does not exist"]),
-    (Fault(200, raw="<html>I am a proxy</html>"), ["Expecting value", "check that api_base is"]),
+    (Fault(200, raw="<html>I am a proxy</html>"), ["JSON|Expecting value", "check that api_base is"]),
     (Fault(200, raw='{"choices": []}'), ["completion"]),
     (Fault(400, CONTEXT), ["1024 tokens too many", "shorten the query"]),
     (Fault(400, VLLM_CONTEXT), ["100 tokens too many"]),
@@ -315,6 +322,7 @@ FAULTS: list[tuple[Fault, list[str]]] = [
 
 
 @pytest.mark.server
+@pytest.mark.usefixtures("lm_class")
 @pytest.mark.parametrize("native_n", [True, False])
 @pytest.mark.parametrize(("fault", "says"), FAULTS, ids=[f"{f.status}-{s[0]}" for f, s in FAULTS])
 def test_an_endpoint_that_fails_is_explained(fault: Fault, says: list[str], native_n: bool) -> None:
@@ -325,13 +333,14 @@ def test_an_endpoint_that_fails_is_explained(fault: Fault, says: list[str], nati
         with pytest.raises(NoCandidateError) as also:
             asyncio.run(module.acall("Why?"))
     for text in says:
-        assert text in str(caught.value)
-        assert text in str(also.value)
+        assert re.search(text, str(caught.value))
+        assert re.search(text, str(also.value))
     assert len(endpoint.requests) <= 2 * 4  # at once, that is, whatever the machine's speed
     assert len(str(caught.value)) < 1500
 
 
 @pytest.mark.server
+@pytest.mark.usefixtures("lm_class")
 @pytest.mark.parametrize("native_n", [True, False])
 def test_an_endpoint_that_hangs_ends_with_its_timeout(native_n: bool) -> None:
     module = BestOfNModule(scorer=length, width=3, native_n=native_n)
@@ -346,6 +355,7 @@ def test_an_endpoint_that_hangs_ends_with_its_timeout(native_n: bool) -> None:
 
 
 @pytest.mark.server
+@pytest.mark.usefixtures("lm_class")
 @pytest.mark.parametrize("native_n", [True, False])
 def test_an_endpoint_that_is_down_is_explained(native_n: bool) -> None:
     with fake_openai() as endpoint:
@@ -356,6 +366,7 @@ def test_an_endpoint_that_is_down_is_explained(native_n: bool) -> None:
 
 
 @pytest.mark.server
+@pytest.mark.usefixtures("lm_class")
 def test_retries_are_few() -> None:
     module = BestOfNModule(scorer=length, width=3)
     fault = always(Fault(429, "slow down", headers={"retry-after": "0"}))
@@ -369,6 +380,7 @@ def test_retries_are_few() -> None:
 
 
 @pytest.mark.server
+@pytest.mark.usefixtures("lm_class")
 def test_an_endpoint_that_recovers_is_retried() -> None:
     def first_two_fail(body: Body, number: int) -> Fault | None:
         return Fault(503, "starting up", headers={"retry-after": "0"}) if number < 1 else None
@@ -381,6 +393,7 @@ def test_an_endpoint_that_recovers_is_retried() -> None:
 
 
 @pytest.mark.server
+@pytest.mark.usefixtures("lm_class")
 @pytest.mark.parametrize("native_n", [True, False])
 def test_an_endpoint_that_goes_down_later_costs_the_later_steps_only(native_n: bool) -> None:
     module = TPOModule(scorer=length, width=3, native_n=native_n)
@@ -399,6 +412,7 @@ def test_an_endpoint_that_goes_down_later_costs_the_later_steps_only(native_n: b
 
 
 @pytest.mark.server
+@pytest.mark.usefixtures("lm_class")
 @pytest.mark.parametrize("native_n", [True, False])
 def test_what_an_endpoint_says_of_each_sequence_is_kept(native_n: bool) -> None:
     said = itertools.cycle(

@@ -9,7 +9,7 @@ from typing import Any
 
 import dspy
 import pytest
-from fake_openai import Body, fake_openai
+from fake_openai import LM_CLASSES, Body, Endpoint, fake_openai
 
 from tpo_modules import BestOfNModule, RevisionModule, Sampling, TPOModule
 
@@ -52,6 +52,12 @@ def checksum(text: str) -> float:
 def own_cache() -> None:
     """Give each test a cache of its own: equal requests of other tests must not answer."""
     dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=True)
+
+
+@pytest.fixture(autouse=True, params=LM_CLASSES)
+def lm_class(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run everything with each LM that takes ``n`` in one request."""
+    monkeypatch.setattr(Endpoint, "lm_class", request.param)
 
 
 def shape(body: Body) -> str:

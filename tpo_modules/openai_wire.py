@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -57,8 +58,8 @@ def read_completion(reply: Reply, model: str) -> Completion:
     if reply.status >= 300:
         raise refusal(reply, model)
     try:
-        answer = orjson.loads(reply.content)
-    except orjson.JSONDecodeError:
+        answer = _loads(reply.content)
+    except ValueError:
         raise _nonsense(reply, model, "text that is no JSON") from None
     if not isinstance(answer, dict):
         raise _nonsense(reply, model, "JSON that is no object")
@@ -72,6 +73,16 @@ def read_completion(reply: Reply, model: str) -> Completion:
     for choice in choices:
         _unify_reasoning(choice["message"])
     return answer
+
+
+def _loads(content: bytes) -> Any:
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        # Half a character, left by a cut at the token limit, or a NaN among the log-probabilities: Python's own
+        # reader takes both. The half is replaced, so that it costs neither the other sequences nor the record.
+        text = json.dumps(json.loads(content), ensure_ascii=False)
+        return json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
 
 def refusal(reply: Reply, model: str) -> dspy.LMError:
