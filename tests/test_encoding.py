@@ -21,7 +21,7 @@ from tpo_modules.scorers.encoding import (
 )
 from tpo_modules.scorers.truncation import split_room
 
-CHAT = [name for name, family in FAMILIES.items() if family.chat]
+CHAT = [name for name, family in FAMILIES.items() if family.template]
 PAIR = [name for name, family in FAMILIES.items() if not family.chat]
 USER = {"role": "user", "content": "How do I bake bread?"}
 CONVERSATIONS = {

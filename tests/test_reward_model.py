@@ -332,6 +332,29 @@ def test_logit_that_is_infinite_is_recorded(
     assert all(isinstance(r, Reward) and "the reward model gave" in r.notes[0] for r in rewards)
 
 
+def test_shortcut_is_taken_and_changes_nothing(tiny: TinyModels) -> None:
+    from tpo_modules.scorers.loading import load_reward_model
+
+    loaded = load_reward_model(LoadOptions(model=str(tiny.folder("bert")), device="cpu"))
+    assert "forward" in vars(loaded.model.bert.encoder.layer[-1])
+    # That rewards stay the same is shown by test_rewards_equal_a_plain_forward[bert].
+
+
+def test_shortcut_that_changes_something_is_taken_back(
+    tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tpo_modules.scorers import shortcuts
+    from tpo_modules.scorers.loading import load_reward_model
+
+    class Wrong(shortcuts.FirstPosition):
+        def __call__(self, hidden: Any, *args: Any, **options: Any) -> Any:
+            return hidden[:, :1] * 0
+
+    monkeypatch.setattr(shortcuts, "FirstPosition", Wrong)
+    loaded = load_reward_model(LoadOptions(model=str(tiny.folder("bert")), device="cpu"))
+    assert "forward" not in vars(loaded.model.bert.encoder.layer[-1])
+
+
 class ReadsTheLastPosition:
     """Like remote code that takes the last position whatever the mask says."""
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Noncharacters of Unicode: never assigned, so no text has a use for them.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+_PATTERNS: WeakKeyDictionary[Any, dict[tuple[str, int], re.Pattern[str]]] = WeakKeyDictionary()
 _MARKED = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}")
 
 
@@ -26,15 +27,19 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> 
 
 def control_pattern(tokenizer: PreTrainedTokenizerBase, template: str = "") -> re.Pattern[str]:
     """Return an expression that finds control tokens spelt out in a text, the longest first."""
+    known = _PATTERNS.setdefault(tokenizer, {})
+    key = (template, len(tokenizer))  # tokens may be added later
+    if key not in known:
+        known[key] = _make_pattern(tokenizer, template)
+    return known[key]
+
+
+def _make_pattern(tokenizer: PreTrainedTokenizerBase, template: str) -> re.Pattern[str]:
     added: Mapping[int, Any] = tokenizer.added_tokens_decoder
     names = {str(token) for token in added.values() if token.special or str(token) in template}
     names.update(tokenizer.all_special_tokens)
-    return _compile(tuple(sorted(name for name in names if name and not name.isspace())))
-
-
-@lru_cache(maxsize=64)
-def _compile(names: tuple[str, ...]) -> re.Pattern[str]:
-    longest_first = sorted(names, key=len, reverse=True)
+    names = {name for name in names if name and not name.isspace()}
+    longest_first = sorted(names, key=lambda name: (-len(name), name))
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 

@@ -16,6 +16,7 @@ from tpo_modules.errors import (
     ScorerError,
 )
 from tpo_modules.scorers.recipes import Recipe, find_recipe
+from tpo_modules.scorers.shortcuts import apply_shortcuts
 from tpo_modules.scorers.sources import (
     LoadOptions,
     find_sources,
@@ -72,9 +73,11 @@ def load_reward_model(options: LoadOptions) -> LoadedModel:
             model, recipe = _load_adapter(source, base, options)
         tokenizer = _load_tokenizer(source, base, options)
     config = model.config
+    device = _place(model.eval(), options)
+    apply_shortcuts(model)
     return LoadedModel(
-        device=_place(model, options),
-        model=model.eval(),
+        device=device,
+        model=model,
         tokenizer=tokenizer,
         recipe=recipe,
         labels=tuple(str(config.id2label[i]) for i in sorted(config.id2label)),

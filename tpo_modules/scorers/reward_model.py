@@ -43,7 +43,8 @@ class RewardModelScorer:
         max_length: The most tokens of an input; None takes the model's limit. What is longer is
             cut (query's middle first), and the reward's notes say so.
         batch_size: The most inputs in one forward pass.
-        max_batch_tokens: The most tokens in one forward pass, padding included.
+        max_batch_tokens: The most tokens in one forward pass, padding included; None takes 2048 on
+            a CPU, whose caches larger batches overflow, and 16384 elsewhere.
         padding_side: "right" is exact for all models of ``transformers``; "left" is for remote
             code that reads the last position, and never for encoders such as BERT.
         chat_template: A Jinja template instead of the tokenizer's.
@@ -67,8 +68,8 @@ class RewardModelScorer:
         format: Format | None = None,
         output: int | str | None = None,
         max_length: int | None = None,
-        batch_size: int = 16,
-        max_batch_tokens: int = 16384,
+        batch_size: int = 64,
+        max_batch_tokens: int | None = None,
         padding_side: Literal["right", "left"] | None = None,
         chat_template: str | None = None,
         dtype: str = "auto",
@@ -87,9 +88,8 @@ class RewardModelScorer:
                 f"padding_side must be 'right' or 'left'; got {padding_side!r}"
             )
         sizes = {"batch_size": batch_size, "max_batch_tokens": max_batch_tokens}
-        sizes["max_length"] = 1 if max_length is None else max_length
-        for name, value in sizes.items():
-            if value < 1:
+        for name, value in {**sizes, "max_length": max_length}.items():
+            if value is not None and value < 1:
                 raise ConfigurationError(f"{name} must be at least 1; got {value}")
         self.model = str(model)
         find_recipe(self.model)  # refuses a pairwise model at once
@@ -189,7 +189,7 @@ class RewardModelScorer:
         output = recipe.output if self.output is None else self.output
         options = ForwardOptions(
             batch_size=self.batch_size,
-            max_batch_tokens=self.max_batch_tokens,
+            max_batch_tokens=self.max_batch_tokens or _batch_tokens(loaded.device.type),
             padding_side=self.padding_side,
             output=_output_index(self.model, output, loaded.labels),
             reward_field=recipe.reward_field,
@@ -264,6 +264,10 @@ def _ended(encoded: Encoded, token_id: int) -> Encoded:
     if encoded.ids[-1:] == (token_id,):
         return encoded
     return Encoded((*encoded.ids, token_id), notes=encoded.notes)
+
+
+def _batch_tokens(device_type: str) -> int:
+    return 2048 if device_type == "cpu" else 16384
 
 
 def _check_padding_side(model: str, side: str, loaded: LoadedModel) -> None:
