@@ -541,6 +541,19 @@ def test_save_and_load_keep_everything(make: Callable[[], TPOModule], tmp_path: 
     assert fresh.label == module.label
 
 
+def test_a_larger_program_saves_its_prompts_and_demos(tmp_path: Path) -> None:
+    program, fresh = Program(), Program()
+    for name, predictor in program.named_predictors():
+        own: Any = predictor.signature
+        predictor.signature = own.with_instructions(f"Words of {name}.")
+        predictor.demos = [dspy.Example(question="q", answer="a")]
+    program.save(str(tmp_path / "program.json"))
+    fresh.load(str(tmp_path / "program.json"))
+    assert fresh.dump_state() == program.dump_state()
+    assert fresh.tpo.render("loss") == program.tpo.render("loss")
+    assert "Words of tpo.loss.predict." in str(fresh.tpo.render("loss"))
+
+
 def test_state_can_be_loaded_twice() -> None:
     state = rich().dump_state()
     before = copy.deepcopy(state)

@@ -235,3 +235,10 @@ def test_the_lms_own_token_limit_stands_unless_one_is_given() -> None:
         BestOfNModule(scorer=checksum_of, width=2)("Why?")
         BestOfNModule(scorer=checksum_of, width=2, sampling=Sampling(max_tokens=32))("Why?")
     assert [body["max_tokens"] for body in endpoint.requests] == [64, 32]
+
+
+@pytest.mark.parametrize("native_n", [True, False])
+def test_an_lm_made_for_several_sequences_is_asked_for_ours(native_n: bool) -> None:
+    with fake_openai() as endpoint, dspy.context(lm=endpoint.lm(n=3)):
+        TPOModule(scorer=checksum_of, width=2, depth=1, native_n=native_n)("Why?")
+    assert endpoint.sequences == 2 + (2 + 2)

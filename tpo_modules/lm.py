@@ -142,6 +142,8 @@ def watch_lm(lm: Any, overrides: Overrides, log: CallLog) -> Any:
         changes["engine"] = (
             "litellm"  # DSPy's own engine sends n sequences as n sequential requests
         )
+    if overrides.n == 1 and "n" in getattr(lm, "kwargs", {}):
+        changes["n"] = None  # an LM that was made for several sequences would be asked for them in every request
     view = lm.copy(**changes)
     silent = dspy.settings.disable_history
 
