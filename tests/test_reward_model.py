@@ -596,3 +596,29 @@ def test_threads_and_tasks_get_their_own_rewards(tiny: TinyModels) -> None:
 
     for got, query in zip(asyncio.run(all_at_once()), responses, strict=True):
         assert got == pytest.approx(expected[query], abs=TOLERANCE)
+
+
+@pytest.mark.slow
+async def test_100_concurrent_tpo_runs_share_one_scorer(tiny: TinyModels) -> None:
+    from tpo_modules import TPOModule
+    from tpo_modules.testing import ScriptedLM
+
+    rng = random.Random(5)
+    lm = ScriptedLM(lambda prompt: " ".join(rng.choices(WORDS, k=rng.randint(1, 12))))
+    scorer = make_scorer(tiny.folder("qwen2"), max_batch=64, max_wait=0.25).load()
+    module = TPOModule(scorer=scorer, width=5, depth=2)
+    module.set_lm(lm)
+    queries = [f"{QUERY} {number}" for number in range(100)]
+    runs = await asyncio.gather(*(module.acall(query=query) for query in queries))
+
+    stats = scorer.batching.stats
+    assert stats.requests == 300
+    assert stats.mean_batch > 10, "one run alone asks for 5"
+    assert stats.longest_wait <= 0.25
+    alone = make_scorer(tiny.folder("qwen2"), batch_size=1)
+    for query, run in zip(queries, runs, strict=True):
+        candidates = run.trace.candidates
+        assert len(candidates) == 15
+        for candidate in candidates[:: len(candidates) // 3]:
+            (expected,) = alone.score_pairs([(query, candidate.response)])
+            assert candidate.reward == pytest.approx(expected, abs=TOLERANCE)
