@@ -56,7 +56,7 @@ class Recipe:
     labelled: int = 1
     lengths: tuple[int, ...] = (96, 96, 112, 128, 192)
     absolute: float = 0.25
-    limit: int | None = None
+    limit: int | None = 2200
     warmup: float = 0.06
 
 
@@ -244,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, default=getattr(Recipe(), name), help=shown)
     parser.add_argument("--learning-rate", type=float, default=Recipe().learning_rate)
     parser.add_argument("--start", type=Path, help="weights to go on from")
-    parser.add_argument("--limit", type=int, help="train on this many groups only")
+    parser.add_argument("--limit", type=int, default=Recipe().limit, help="groups to train on")
     parser.add_argument("--split", choices=["dev", "test"], default="test")
     parser.add_argument("--max-length", type=int, default=512, help="tokens, in the evaluation")
     parser.add_argument("--evaluate-only", action="store_true")
