@@ -48,9 +48,7 @@ class Query(str):
         return _rebuild_query, (str(self), dict(self.inputs), self.messages)
 
 
-def _rebuild_query(
-    text: str, inputs: Mapping[str, Any], messages: tuple[Message, ...]
-) -> Query:
+def _rebuild_query(text: str, inputs: Mapping[str, Any], messages: tuple[Message, ...]) -> Query:
     return Query(text, inputs=inputs, messages=messages)
 
 
