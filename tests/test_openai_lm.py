@@ -23,7 +23,8 @@ from tpo_modules.errors import ConfigurationError
 from tpo_modules.exchange import close_client
 from tpo_modules.http1 import _pools  # pyright: ignore[reportPrivateUsage]
 from tpo_modules.lm import parameters, supports_native_n
-from tpo_modules.openai_lm import PARAMETERS, OpenAIServerLM
+from tpo_modules.openai_lm import OpenAIServerLM
+from tpo_modules.openai_wire import PARAMETERS
 
 pytestmark = pytest.mark.server
 

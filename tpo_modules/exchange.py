@@ -8,7 +8,7 @@ import functools
 import os
 import random
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,16 +16,10 @@ from typing import Any
 import dspy
 import httpx
 
-from tpo_modules.endpoints import Endpoint, Endpoints
-from tpo_modules.errors import ConfigurationError
-from tpo_modules.http1 import (
-    CONNECT_TIMEOUT,
-    BrokenReplyError,
-    NoReplyError,
-    NotConnectedError,
-    Reply,
-    post,
-)
+from tpo_modules.endpoints import Endpoint
+from tpo_modules.http1 import CONNECT_TIMEOUT, NoReplyError, NotConnectedError, post
+from tpo_modules.http1_reply import BrokenReplyError, Reply
+from tpo_modules.link import Link, encode_headers
 from tpo_modules.openai_wire import Completion, read_completion
 
 LONGEST_WAIT = 120.0
@@ -37,29 +31,6 @@ _PASSING = (
     dspy.LMServerError,
     dspy.LMTransportError,
 )
-
-
-class Link:
-    """Servers and the headers that they are sent; shared by the copies of an LM.
-
-    Args:
-        urls: Base addresses of the servers.
-        headers: Headers of every request.
-
-    Raises:
-        ConfigurationError: An address is none, or a header cannot be sent.
-    """
-
-    def __init__(self, urls: Sequence[str], headers: Mapping[str, str]) -> None:
-        self.endpoints = Endpoints(urls)
-        self.headers = dict(headers)
-        self.head = _encode_headers(headers)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Link:
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Link, (self.endpoints.urls, self.headers))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +154,7 @@ async def _apost(endpoint: Endpoint, ask: Ask) -> Reply:
     if endpoint.proxied:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(_proxy_threads(), _post, endpoint, ask)
-    own = _encode_headers(ask.headers) if ask.headers else b""
+    own = encode_headers(ask.headers) if ask.headers else b""
     head = b"%b%b%bcontent-length: %d\r\n\r\n"
     payload = head % (endpoint.head, ask.link.head, own, len(ask.body)) + ask.body
     return await post(endpoint.origin, payload, ask.timeout)
@@ -216,15 +187,6 @@ def _lm_error(error: OSError, endpoint: Endpoint, ask: Ask) -> dspy.LMError:
         found = dspy.LMTransportError(f"{where}: {error}", model=ask.model)
     found.__cause__ = error
     return found
-
-
-def _encode_headers(headers: Mapping[str, str]) -> bytes:
-    lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
-    for line in lines:
-        if not line.isascii() or "\r" in line[:-2] or "\n" in line[:-2]:
-            name = line.partition(":")[0]
-            raise ConfigurationError(f"expected a header of plain ASCII text, got another {name}")
-    return "".join(lines).encode("ascii")
 
 
 @functools.lru_cache(maxsize=1)

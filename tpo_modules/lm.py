@@ -15,7 +15,8 @@ import dspy
 import tiktoken
 
 from tpo_modules.adapter import split_thinking
-from tpo_modules.openai_lm import PARAMETERS, OpenAIServerLM
+from tpo_modules.openai_lm import OpenAIServerLM
+from tpo_modules.openai_wire import PARAMETERS
 from tpo_modules.trace import Completion, add_usage
 
 # An endpoint that counts fewer tokens than this share of what its texts must hold has not counted all of them
@@ -143,7 +144,9 @@ def watch_lm(lm: Any, overrides: Overrides, log: CallLog) -> Any:
             "litellm"  # DSPy's own engine sends n sequences as n sequential requests
         )
     if overrides.n == 1 and "n" in getattr(lm, "kwargs", {}):
-        changes["n"] = None  # an LM that was made for several sequences would be asked for them in every request
+        changes["n"] = (
+            None  # an LM that was made for several sequences would be asked for them in every request
+        )
     view = lm.copy(**changes)
     silent = dspy.settings.disable_history
 

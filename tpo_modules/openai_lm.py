@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -18,47 +14,15 @@ from dspy.clients.base_lm import BaseLM
 from dspy.clients.call_result import attributes
 from dspy.utils.callback import with_callbacks
 
-from tpo_modules._version import __version__
 from tpo_modules.errors import ConfigurationError
-from tpo_modules.exchange import Ask, Link, acomplete, close_client, complete
+from tpo_modules.exchange import Ask, acomplete, close_client, complete
 from tpo_modules.http1 import close_connections
-from tpo_modules.openai_wire import Completion, encode_body
-
-PARAMETERS = frozenset(
-    {
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "typical_p",
-        "max_tokens",
-        "max_completion_tokens",
-        "min_tokens",
-        "n",
-        "seed",
-        "stop",
-        "stop_token_ids",
-        "presence_penalty",
-        "frequency_penalty",
-        "repetition_penalty",
-        "logit_bias",
-        "logprobs",
-        "top_logprobs",
-        "response_format",
-        "tools",
-        "tool_choice",
-        "parallel_tool_calls",
-        "user",
-        "reasoning_effort",
-        "extra_body",
-        "extra_headers",
-    }
-)
-"""Request parameters that these servers know; any other is sent as it is, too."""
+from tpo_modules.link import OWN_HEADERS, Link, make_link
+from tpo_modules.openai_wire import PARAMETERS, Completion, encode_body
+from tpo_modules.response_cache import alook_up, aput, look_up
 
 _CONNECTION = frozenset({"api_base", "api_key", "headers"})
 _NO_PART_OF_THE_ANSWER = _CONNECTION | {"timeout", "extra_headers"}
-_OPENAI = "https://api.openai.com/v1"
 
 
 class OpenAIServerLM(dspy.LM):
@@ -124,7 +88,7 @@ class OpenAIServerLM(dspy.LM):
         super().__init__(model, num_retries=num_retries, engine=_ENGINE, **kwargs)
         self.timeout = timeout
         self.backoff = backoff
-        self.link = _link(api_base, api_key, headers)
+        self.link = make_link(api_base, api_key, headers)
 
     @property
     def api_base(self) -> list[str]:
@@ -148,7 +112,7 @@ class OpenAIServerLM(dspy.LM):
             with adapter_message_call(lm, messages):
                 return _undecorated("__call__")(lm, messages=messages, **args)
         call = self._prepare(prompt, messages, kwargs)
-        found = _look_up(call.key) if call.key else None
+        found = look_up(call.key) if call.key else None
         completion = found or complete(self._ask(call))
         if call.key and not found:
             dspy.cache.put(call.key, completion)
@@ -162,10 +126,10 @@ class OpenAIServerLM(dspy.LM):
             with adapter_message_call(lm, messages):
                 return await _undecorated("acall")(lm, messages=messages, **args)
         call = self._prepare(prompt, messages, kwargs)
-        found = await _alook_up(call.key) if call.key else None
+        found = await alook_up(call.key) if call.key else None
         completion = found or await acomplete(self._ask(call))
         if call.key and not found:
-            await _aput(call.key, completion)
+            await aput(call.key, completion)
         return self._finish(call, completion, cached=found is not None)
 
     def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
@@ -279,11 +243,11 @@ class OpenAIServerLM(dspy.LM):
         if changes.get("api_key"):
             known.pop("authorization", None)
         headers = {**known, **(changes.get("headers") or {})}
-        return _link(changes.get("api_base") or self.api_base, changes.get("api_key"), headers)
+        return make_link(changes.get("api_base") or self.api_base, changes.get("api_key"), headers)
 
     def _stand_in(self, prompt: Any, kwargs: dict[str, Any]) -> tuple[dspy.LM, dict[str, Any]]:
         """Build the ``dspy.LM`` for a call that is left to DSPy, and the arguments to call it with."""
-        known = {k: v for k, v in self.link.headers.items() if k not in _OWN_HEADERS}
+        known = {k: v for k, v in self.link.headers.items() if k not in OWN_HEADERS}
         own = {k: v for k, v in self.kwargs.items() if k != "extra_headers"}
         if headers := {**known, **(self.kwargs.get("extra_headers") or {})}:
             own["extra_headers"] = headers
@@ -324,25 +288,6 @@ class _Engine:
 
 
 _ENGINE = _Engine()
-_OWN_HEADERS = frozenset({"authorization", "content-type", "accept", "user-agent"})
-
-
-def _link(
-    api_base: str | Sequence[str] | None,
-    api_key: str | None,
-    headers: Mapping[str, str] | None,
-) -> Link:
-    given = api_base or os.environ.get("OPENAI_API_BASE") or os.environ.get("OPENAI_BASE_URL")
-    urls = given or _OPENAI
-    key = api_key or os.environ.get("OPENAI_API_KEY")
-    own = {
-        "content-type": "application/json",
-        "accept": "application/json",
-        "user-agent": f"dspy-tpo/{__version__}",
-        **({"authorization": f"Bearer {key}"} if key else {}),
-    }
-    more = {name.lower(): value for name, value in (headers or {}).items()}
-    return Link([urls] if isinstance(urls, str) else urls, {**own, **more})
 
 
 def _is_for_dspy(prompt: Any, kwargs: dict[str, Any]) -> bool:
@@ -353,30 +298,3 @@ def _is_for_dspy(prompt: Any, kwargs: dict[str, Any]) -> bool:
 def _undecorated(name: str) -> Any:
     """Return a method of ``dspy.LM`` without the callbacks, which have been told of this call already."""
     return getattr(BaseLM, name).__wrapped__
-
-
-def _look_up(key: dict[str, Any]) -> Completion | None:
-    return dspy.cache.get(key)
-
-
-async def _alook_up(key: dict[str, Any]) -> Completion | None:
-    cache = dspy.cache
-    if cache.cache_key(key) in cache.memory_cache:
-        return cache.get(key)
-    if not cache.enable_disk_cache:
-        return None
-    return await asyncio.get_running_loop().run_in_executor(_disk_thread(), cache.get, key)
-
-
-async def _aput(key: dict[str, Any], completion: Completion) -> None:
-    cache = dspy.cache
-    if not cache.enable_disk_cache:
-        cache.put(key, completion)
-        return
-    loop = asyncio.get_running_loop()
-    await loop.run_in_executor(_disk_thread(), cache.put, key, completion)
-
-
-@functools.lru_cache(maxsize=1)
-def _disk_thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=2, thread_name_prefix="tpo-cache")

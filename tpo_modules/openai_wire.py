@@ -13,10 +13,42 @@ import dspy
 import orjson
 from pydantic import BaseModel
 
-from tpo_modules.http1 import Reply
+from tpo_modules.http1_reply import Reply
 
 Completion = dict[str, Any]
 """A chat completion as the server sent it."""
+
+PARAMETERS = frozenset(
+    {
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "typical_p",
+        "max_tokens",
+        "max_completion_tokens",
+        "min_tokens",
+        "n",
+        "seed",
+        "stop",
+        "stop_token_ids",
+        "presence_penalty",
+        "frequency_penalty",
+        "repetition_penalty",
+        "logit_bias",
+        "logprobs",
+        "top_logprobs",
+        "response_format",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "user",
+        "reasoning_effort",
+        "extra_body",
+        "extra_headers",
+    }
+)
+"""Request parameters that these servers know; any other is sent as it is, too."""
 
 NOT_SENT = frozenset({"rollout_id", "num_generations", "extra_body", "extra_headers"})
 """Keyword arguments of an LM that are not fields of the request."""
