@@ -273,12 +273,20 @@ def test_saved_state_has_no_secrets_and_loads(server: FakeServer) -> None:
 
 
 def test_bad_arguments_say_what_is_expected() -> None:
-    for kwargs in ({"model_type": "responses"}, {"engine": "litellm"}, {"timeout": 0}):
+    for kwargs in (
+        {"model_type": "responses"},
+        {"engine": "litellm"},
+        {"timeout": 0},
+        {"timeout": None},
+    ):
         with pytest.raises(ConfigurationError, match="expected"):
             lm_for(CLOSED, **kwargs)
     for urls in ([], ["localhost:8000"], [CLOSED, CLOSED + "/"]):
         with pytest.raises(ConfigurationError, match="api_base"):
             OpenAIServerLM("m", api_base=urls or ["ftp://x"])
+    for url in ("http://a..b/v1", "http://x:port/v1", "http://[::1/v1", "http:///v1"):
+        with pytest.raises(ConfigurationError, match="api_base"):
+            lm_for(url)
     with pytest.raises(ConfigurationError, match="plain ASCII"):
         lm_for(CLOSED, headers={"x-a": "1\r\nx-b: 2"})
     with pytest.raises(ConfigurationError, match="engine"):

@@ -126,9 +126,18 @@ class Endpoints:
 
 
 def _checked(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not url.isascii():
+    if not _is_address(url):
         raise ConfigurationError(
             f"expected api_base as an address such as 'http://localhost:8000/v1', got {url!r}"
         )
     return url.rstrip("/")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        (parts.hostname or "").encode("idna")
+        known = parts.scheme in ("http", "https") and parts.port != 0
+    except ValueError:
+        return False
+    return known and bool(parts.hostname) and url.isascii()

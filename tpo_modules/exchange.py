@@ -201,5 +201,5 @@ def _proxy_threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=64, thread_name_prefix="tpo-proxy")
 
 
-# A child must not write into its parent's connections.
-os.register_at_fork(after_in_child=_client.cache_clear)
+if hasattr(os, "register_at_fork"):  # a child must not write into its parent's connections
+    os.register_at_fork(after_in_child=_client.cache_clear)

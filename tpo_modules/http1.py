@@ -109,7 +109,7 @@ class _Pool:
             _, connection = await asyncio.wait_for(connecting, CONNECT_TIMEOUT)
         except asyncio.TimeoutError:
             raise NotConnectedError(f"no connection within {CONNECT_TIMEOUT:g} s") from None
-        except (OSError, ssl.SSLError) as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: a name that no host can have
             raise NotConnectedError(str(error) or type(error).__name__) from error
         self._open.add(connection)
         return connection

@@ -81,9 +81,10 @@ class OpenAIServerLM(dspy.LM):
             raise ConfigurationError(
                 "expected model_type 'chat' and no engine=: use dspy.LM for anything else"
             )
-        if timeout <= 0 or backoff < 0:
+        numbers: tuple[Any, ...] = (timeout, backoff)
+        if not all(isinstance(n, int | float) for n in numbers) or timeout <= 0 or backoff < 0:
             raise ConfigurationError(
-                f"expected timeout > 0 and backoff >= 0, got {timeout} and {backoff}"
+                f"expected seconds, timeout > 0 and backoff >= 0, got {timeout!r} and {backoff!r}"
             )
         super().__init__(model, num_retries=num_retries, engine=_ENGINE, **kwargs)
         self.timeout = timeout
