@@ -276,6 +276,7 @@ def plain_reward(folder: Path, messages: list[dict[str, str]], response: str) ->
             text = f"{tokenizer.bos_token}{text}{tokenizer.eos_token}"
         else:
             text = tokenizer.apply_chat_template(turns, tokenize=False)
-        inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        inputs = {"input_ids": ids}
     with torch.no_grad():
         return model.eval()(**inputs).logits[0].tolist()
