@@ -248,7 +248,7 @@ def test_duplicates_are_scored_once(tiny: TinyModels, spied: Callable[..., list[
 def test_batches_are_grouped_by_length(tiny: TinyModels, spied: Callable[..., list[Spy]]) -> None:
     spies = spied()
     responses = ["mix " * n for n in (1, 40, 2, 41, 3, 42)]
-    make_scorer(tiny.folder("llama"), batch_size=3).score(QUERY, responses)
+    make_scorer(tiny.folder("llama"), batch_size=3, max_batch_tokens=16384).score(QUERY, responses)
     (long_rows, long_width), (short_rows, short_width) = spies[0].shapes
     assert (long_rows, short_rows) == (3, 3)
     assert long_width - short_width > 30
@@ -268,7 +268,9 @@ def test_out_of_memory_halves_the_batch(tiny: TinyModels, spied: Callable[..., l
     responses = make_responses(16)
     expected = make_scorer(tiny.folder("llama")).score(QUERY, responses)
     spies = spied(out_of_memory_above(2))
-    rewards = make_scorer(tiny.folder("llama"), batch_size=8).score(QUERY, responses)
+    rewards = make_scorer(tiny.folder("llama"), batch_size=8, max_batch_tokens=16384).score(
+        QUERY, responses
+    )
     assert rewards == pytest.approx(expected, abs=TOLERANCE)
     failed = [rows for rows, _ in spies[0].shapes if rows > 2]
     assert failed[:2] == [8, 4]
