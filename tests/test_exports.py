@@ -30,6 +30,7 @@ def test_public_names() -> None:
         "CandidatePool",
         "Event",
         "FunctionScorer",
+        "OpenAIServerLM",
         "Pair",
         "PlainTextAdapter",
         "Query",

@@ -20,8 +20,10 @@ from perf.fake_server import FakeServer, start_server
 from tpo_modules import PlainTextAdapter, TPOModule
 from tpo_modules import endpoints as endpoints_module
 from tpo_modules.errors import ConfigurationError
-from tpo_modules.exchange import close_client
-from tpo_modules.http1 import _pools  # pyright: ignore[reportPrivateUsage]
+from tpo_modules.http_client import (
+    _sessions,  # pyright: ignore[reportPrivateUsage]
+    close_client,
+)
 from tpo_modules.lm import parameters, supports_native_n
 from tpo_modules.openai_lm import OpenAIServerLM
 from tpo_modules.openai_wire import PARAMETERS
@@ -361,7 +363,7 @@ def test_one_lm_in_many_threads_and_loops(server: FakeServer) -> None:
     with ThreadPoolExecutor(8) as threads:
         outputs = list(threads.map(job, range(32)))
     assert len({output for (output,) in outputs}) == 32
-    assert len(_pools) == 0  # each loop closed its connections at its end
+    assert len(_sessions) == 0  # each loop closed its connections at its end
 
 
 async def test_in_a_running_loop(server: FakeServer) -> None:
@@ -369,18 +371,6 @@ async def test_in_a_running_loop(server: FakeServer) -> None:
     assert lm("hi") == await lm.acall("hi")  # the first blocks, as it says
     await lm.aclose()
     assert len(await lm.acall("hi")) == 1
-
-
-def test_connections_are_kept(server: FakeServer) -> None:
-    lm = lm_for(server)
-
-    async def several() -> int:
-        for i in range(5):
-            await lm.acall(f"question {i}")
-        (pool,) = _pools.values()
-        return len(pool._open)  # pyright: ignore[reportPrivateUsage]
-
-    assert asyncio.run(several()) == 1
 
 
 @both

@@ -27,8 +27,9 @@ from tpo_modules.trace import TPOTrace
 
 if TYPE_CHECKING:
     from tpo_modules.local import embedded_lm
+    from tpo_modules.openai_lm import OpenAIServerLM
 
-_LAZY = {"embedded_lm": "tpo_modules.local"}
+_LAZY = {"embedded_lm": "tpo_modules.local", "OpenAIServerLM": "tpo_modules.openai_lm"}
 
 
 def __getattr__(name: str) -> Any:
@@ -44,6 +45,7 @@ __all__ = [
     "CandidatePool",
     "Event",
     "FunctionScorer",
+    "OpenAIServerLM",
     "Pair",
     "PlainTextAdapter",
     "Query",

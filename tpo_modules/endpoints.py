@@ -9,11 +9,10 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from tpo_modules.errors import ConfigurationError
-from tpo_modules.http1 import Origin
 
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
@@ -38,33 +37,30 @@ class Endpoint:
     last: int = field(default=0, repr=False)
 
     @cached_property
-    def origin(self) -> Origin:
-        """Where to connect to."""
-        parts = self._parts
-        tls = parts.scheme == "https"
-        return Origin(parts.hostname or "", parts.port or (443 if tls else 80), tls)
+    def completions(self) -> str:
+        """Where it takes requests for chat completions."""
+        return f"{self.url}/chat/completions"
 
     @cached_property
-    def head(self) -> bytes:
-        """The start of the head of every request to it."""
-        path = self._parts.path.rstrip("/") + "/chat/completions"
-        host = self._parts.netloc.rpartition("@")[2]
-        return f"POST {path} HTTP/1.1\r\nhost: {host}\r\n".encode("ascii")
+    def proxy(self) -> str | None:
+        """The proxy that the environment says to reach it through.
 
-    @cached_property
-    def proxied(self) -> bool:
-        """Whether the environment says to reach it through a proxy."""
+        Raises:
+            ConfigurationError: It is no HTTP proxy.
+        """
+        parts = urlsplit(self.url)
         proxies = getproxies()
-        named = self._parts.scheme in proxies or "all" in proxies
-        return named and not proxy_bypass(self._parts.hostname or "")
+        named = proxies.get(parts.scheme) or proxies.get("all")
+        if not named or proxy_bypass(parts.netloc):
+            return None
+        kind, found, _ = named.rpartition("://")
+        if found and kind not in ("http", "https"):
+            raise ConfigurationError(f"expected an HTTP proxy for {self.url}, got one of {kind}")
+        return named if found else f"http://{named}"
 
     def usable(self, now: float) -> bool:
         """Whether it may get a request: one that failed is tried with a single request after its pause."""
         return not self.failures or (now >= self.out_until and not self.in_flight)
-
-    @property
-    def _parts(self) -> SplitResult:
-        return urlsplit(self.url)
 
 
 class Endpoints:
@@ -129,6 +125,10 @@ def _checked(url: str) -> str:
     if not _is_address(url):
         raise ConfigurationError(
             f"expected api_base as an address such as 'http://localhost:8000/v1', got {url!r}"
+        )
+    if "@" in urlsplit(url).netloc:
+        raise ConfigurationError(
+            "expected api_base without user and password: send them in an Authorization header"
         )
     return url.rstrip("/")
 

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
-import functools
-import os
 import random
 import time
 from collections.abc import Generator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import dspy
-import httpx
 
 from tpo_modules.endpoints import Endpoint
-from tpo_modules.http1 import CONNECT_TIMEOUT, NoReplyError, NotConnectedError, post
-from tpo_modules.http1_reply import BrokenReplyError, Reply
-from tpo_modules.link import Link, encode_headers
+from tpo_modules.http_client import NoReplyError, NotConnectedError, Reply, apost, post
+from tpo_modules.link import Link
 from tpo_modules.openai_wire import Completion, read_completion
 
 LONGEST_WAIT = 120.0
@@ -41,8 +35,8 @@ class Ask:
         link: Where to, and with which headers.
         model: The model's name, for errors.
         body: The encoded body.
-        headers: Headers of this request alone.
-        timeout: Seconds for one attempt, after connecting.
+        headers: Headers of this request alone, by name in lower case.
+        timeout: Seconds to wait for a reply, once connected.
         retries: Attempts after the first one.
         backoff: Seconds before the first retry; doubled with each, at most a minute, and spread at random.
     """
@@ -109,13 +103,6 @@ async def acomplete(ask: Ask) -> Completion:
         work.close()
 
 
-def close_client() -> None:
-    """Close the connections of synchronous calls; a later call opens new ones."""
-    if _client.cache_info().currsize:
-        _client().close()
-        _client.cache_clear()
-
-
 def _work(ask: Ask) -> Generator[Endpoint | _Pause, Any, Completion]:
     """Yield where to send the request to, or for how long to wait; get replies sent, or errors thrown."""
     endpoints = ask.link.endpoints
@@ -150,31 +137,22 @@ def _wait(error: dspy.LMError, attempt: int, backoff: float) -> float:
     return min(backoff * 2 ** min(attempt, 10), 60.0) * random.uniform(0.5, 1.0)
 
 
-async def _apost(endpoint: Endpoint, ask: Ask) -> Reply:
-    if endpoint.proxied:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(_proxy_threads(), _post, endpoint, ask)
-    own = encode_headers(ask.headers) if ask.headers else b""
-    head = b"%b%b%bcontent-length: %d\r\n\r\n"
-    payload = head % (endpoint.head, ask.link.head, own, len(ask.body)) + ask.body
-    return await post(endpoint.origin, payload, ask.timeout)
-
-
 def _post(endpoint: Endpoint, ask: Ask) -> Reply:
-    try:
-        reply = _client().post(
-            f"{endpoint.url}/chat/completions",
-            content=ask.body,
-            headers={**ask.link.headers, **ask.headers},
-            timeout=httpx.Timeout(ask.timeout, connect=CONNECT_TIMEOUT),
-        )
-    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise NotConnectedError(str(error) or "no connection") from error
-    except httpx.TimeoutException as error:
-        raise NoReplyError(f"no reply within {ask.timeout:g} s") from error
-    except httpx.TransportError as error:
-        raise BrokenReplyError(str(error) or type(error).__name__) from error
-    return Reply(reply.status_code, reply.headers, reply.content)
+    return post(endpoint.completions, ask.body, headers=_headers(ask), timeout=ask.timeout)
+
+
+async def _apost(endpoint: Endpoint, ask: Ask) -> Reply:
+    return await apost(
+        endpoint.completions,
+        ask.body,
+        headers=_headers(ask),
+        timeout=ask.timeout,
+        proxy=endpoint.proxy,
+    )
+
+
+def _headers(ask: Ask) -> Mapping[str, str]:
+    return {**ask.link.headers, **ask.headers} if ask.headers else ask.link.headers
 
 
 def _lm_error(error: OSError, endpoint: Endpoint, ask: Ask) -> dspy.LMError:
@@ -187,19 +165,3 @@ def _lm_error(error: OSError, endpoint: Endpoint, ask: Ask) -> dspy.LMError:
         found = dspy.LMTransportError(f"{where}: {error}", model=ask.model)
     found.__cause__ = error
     return found
-
-
-@functools.lru_cache(maxsize=1)
-def _client() -> httpx.Client:
-    client = httpx.Client(limits=httpx.Limits(max_connections=None, max_keepalive_connections=None))
-    atexit.register(client.close)
-    return client
-
-
-@functools.lru_cache(maxsize=1)
-def _proxy_threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=64, thread_name_prefix="tpo-proxy")
-
-
-if hasattr(os, "register_at_fork"):  # a child must not write into its parent's connections
-    os.register_at_fork(after_in_child=_client.cache_clear)

@@ -29,8 +29,7 @@ class Link:
 
     def __init__(self, urls: Sequence[str], headers: Mapping[str, str]) -> None:
         self.endpoints = Endpoints(urls)
-        self.headers = dict(headers)
-        self.head = encode_headers(headers)
+        self.headers = plain_headers(headers)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Link:
         return self
@@ -54,19 +53,17 @@ def make_link(
         "user-agent": f"dspy-tpo/{__version__}",
         **({"authorization": f"Bearer {key}"} if key else {}),
     }
-    more = {name.lower(): value for name, value in (headers or {}).items()}
-    return Link([urls] if isinstance(urls, str) else urls, {**own, **more})
+    return Link([urls] if isinstance(urls, str) else urls, {**own, **plain_headers(headers or {})})
 
 
-def encode_headers(headers: Mapping[str, str]) -> bytes:
-    """Encode headers as lines of a request's head.
+def plain_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return headers by name in lower case.
 
     Raises:
         ConfigurationError: One holds what cannot be sent.
     """
-    lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
-    for line in lines:
-        if not line.isascii() or "\r" in line[:-2] or "\n" in line[:-2]:
-            name = line.partition(":")[0]
+    for name, value in headers.items():
+        line = f"{name}: {value}"
+        if not line.isascii() or "\r" in line or "\n" in line:
             raise ConfigurationError(f"expected a header of plain ASCII text, got another {name}")
-    return "".join(lines).encode("ascii")
+    return {name.lower(): str(value) for name, value in headers.items()}

@@ -15,9 +15,9 @@ from dspy.clients.call_result import attributes
 from dspy.utils.callback import with_callbacks
 
 from tpo_modules.errors import ConfigurationError
-from tpo_modules.exchange import Ask, acomplete, close_client, complete
-from tpo_modules.http1 import close_connections
-from tpo_modules.link import OWN_HEADERS, Link, make_link
+from tpo_modules.exchange import Ask, acomplete, complete
+from tpo_modules.http_client import close_client, close_session
+from tpo_modules.link import OWN_HEADERS, Link, make_link, plain_headers
 from tpo_modules.openai_wire import PARAMETERS, Completion, encode_body
 from tpo_modules.response_cache import alook_up, aput, look_up
 
@@ -33,7 +33,7 @@ class OpenAIServerLM(dspy.LM):
     nothing is copied or priced, no thread is started per call.
 
     Several servers of the same model share the load: see `Endpoints`. A request that failed on one is moved to
-    another at once; only when none is left does it count as a failed attempt.
+    another at once; only when none is left does it count as a failed attempt. Proxies are the environment's.
 
     Retries: rate limits, timeouts, status 5xx, dropped connections and answers that are no completion, with a
     pause that doubles and is spread at random. A ``Retry-After`` up to two minutes is honoured; beyond that
@@ -55,7 +55,7 @@ class OpenAIServerLM(dspy.LM):
             ``OPENAI_API_BASE`` or OpenAI's own by default.
         api_key: Sent as a bearer token; ``OPENAI_API_KEY`` by default, none if that is not set.
         headers: More headers for each request.
-        timeout: Seconds for one attempt, after connecting.
+        timeout: Seconds to wait for a reply, once connected.
         num_retries: Attempts after the first one.
         backoff: Seconds before the first retry.
         **kwargs: As for ``dspy.LM``: ``cache``, ``callbacks``, ``temperature``, ``max_tokens`` and any other
@@ -174,7 +174,7 @@ class OpenAIServerLM(dspy.LM):
 
     async def aclose(self) -> None:
         """Close the running event loop's connections, of every such LM; later calls open new ones."""
-        await close_connections()
+        await close_session()
         self.close()
 
     def dump_state(self) -> dict[str, Any]:
@@ -202,14 +202,12 @@ class OpenAIServerLM(dspy.LM):
     def _ask(self, call: _Call) -> Ask:
         params = dict(call.params)
         timeout = params.pop("timeout", None)
-        link = self.link
-        if not _CONNECTION.isdisjoint(params):
-            link = self._changed_link(**{k: params.pop(k) for k in _CONNECTION & params.keys()})
+        changes = {key: params.pop(key) for key in _CONNECTION & params.keys()}
         return Ask(
-            link=link,
+            link=self._changed_link(**changes) if changes else self.link,
             model=self.model,
             body=encode_body(self._wire_model, call.rendered, params),
-            headers=params.get("extra_headers") or {},
+            headers=plain_headers(params.get("extra_headers") or {}),
             timeout=self.timeout if timeout is None else timeout,
             retries=self.num_retries,
             backoff=self.backoff,

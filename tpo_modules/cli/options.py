@@ -26,6 +26,7 @@ _EMBEDDED_TOKENS = 256
 _PAPER_TOKENS = 2048
 _EMBEDDED_AT_ONCE = 2
 _AT_ONCE = 32
+_OPENAI_SERVERS = ("openai/", "hosted_vllm/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +67,18 @@ class RunOptions:
 
 
 def make_lm(model: str, options: RunOptions) -> Any:
-    """Make the LM that a text names: ``embedded``, a GGUF file, or a LiteLLM model string."""
+    """Make the LM that a text names: ``embedded``, a GGUF file, or a LiteLLM model string.
+
+    Raises:
+        ConfigurationError: It names none, or an address cannot work.
+    """
     if model == EMBEDDED or model.endswith(".gguf"):
         from tpo_modules.local import embedded_lm
 
         weights = None if model == EMBEDDED else Path(model)
         return embedded_lm(weights, slots=options.requests_at_once * max(options.width, 1))
+    if options.api_base and model.startswith(_OPENAI_SERVERS):
+        return _server_lm(model, options.api_base, options.api_key)
     import litellm
 
     litellm.suppress_debug_info = True  # it would print advice over the progress
@@ -88,6 +95,14 @@ def make_lm(model: str, options: RunOptions) -> Any:
             f"expected an LM as LiteLLM names it, such as openai/gpt-4o-mini or "
             f"hosted_vllm/NAME with --api-base, got {model!r}: {error}"
         ) from error
+
+
+def _server_lm(model: str, addresses: str, api_key: str | None) -> Any:
+    from tpo_modules.openai_lm import OpenAIServerLM
+
+    urls = [url for part in addresses.split(",") if (url := part.strip())] or [addresses]
+    # No key must not mean OPENAI_API_KEY: that is OpenAI's, and not for a server of one's own.
+    return OpenAIServerLM(model, api_base=urls, api_key=api_key or "none", cache=False)
 
 
 def make_module(options: RunOptions, *, scorer: Any = None) -> PolicyModule:

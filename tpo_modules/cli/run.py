@@ -43,7 +43,14 @@ def run(
         str,
         typer.Option(help="The policy: 'embedded', a .gguf file, or a model as LiteLLM names it."),
     ] = EMBEDDED,
-    api_base: Annotated[str | None, typer.Option(help="URL of the LM's endpoint.")] = None,
+    api_base: Annotated[
+        str | None,
+        typer.Option(
+            help="URL of the LM's endpoint. For a model openai/NAME or hosted_vllm/NAME it may be several, "
+            "separated by commas, which share the load; requests then go straight to them, past LiteLLM "
+            "and DSPy's cache."
+        ),
+    ] = None,
     api_key: Annotated[
         str | None,
         typer.Option(help="Key for the LM's endpoint.", envvar="TPO_API_KEY", show_envvar=True),
