@@ -85,8 +85,9 @@ def timed(score: Callable[[list[str]], list[float]], texts: list[str]) -> tuple[
     return time.perf_counter() - began, rewards
 
 
-def compare(name: str, model: str, texts: list[str], rounds: int, device: str | None) -> float:
-    """Print one model's table; return the ratio at the scorer's default batch size."""
+def compare(name: str, model: str, texts: list[str], options: argparse.Namespace) -> None:
+    """Print one model's table."""
+    device: str | None = options.device
     loaded = load_reward_model(LoadOptions(model=model, dtype="float32", device=device))
     for part in loaded.model.modules():
         vars(part).pop("forward", None)  # the pipeline's copy without our shortcuts
@@ -95,7 +96,7 @@ def compare(name: str, model: str, texts: list[str], rounds: int, device: str | 
         size: RewardModelScorer(
             model, dtype="float32", device=device, batch_size=size, max_batch_tokens=NO_LIMIT
         ).load()
-        for size in BATCH_SIZES
+        for size in (BATCH_SIZES if options.curve else ())
     }
     default = RewardModelScorer(model, dtype="float32", device=device).load()
 
@@ -105,7 +106,7 @@ def compare(name: str, model: str, texts: list[str], rounds: int, device: str | 
     for warm_up in (reference, ours(default)):
         warm_up(texts[:20])
     times: dict[int | str, list[float]] = {key: [] for key in ("pipeline", "default", *scorers)}
-    for _ in range(rounds):
+    for _ in range(options.rounds):
         seconds, expected = timed(reference, texts)
         times["pipeline"].append(seconds)
         for key, scorer in {"default": default, **scorers}.items():
@@ -115,27 +116,21 @@ def compare(name: str, model: str, texts: list[str], rounds: int, device: str | 
             worst = max(abs(a - b) for a, b in pairs if not getattr(a, "notes", ()))
             if worst > 1e-4:
                 raise SystemExit(f"{name}: rewards differ by {worst}")
-    return report(name, loaded, len(texts), times)
+    report(name, loaded, len(texts), times)
 
 
-def report(
-    name: str, loaded: LoadedModel, count: int, times: dict[int | str, list[float]]
-) -> float:
+def report(name: str, loaded: LoadedModel, count: int, times: dict[int | str, list[float]]) -> None:
     """Print candidates per second and the ratio to the pipeline, by batch size."""
-    pipeline_times = times["pipeline"]
     parameters = sum(weights.numel() for weights in loaded.model.parameters())
     out = sys.stdout.write
     out(f"\n{name}: {type(loaded.model).__name__}, {parameters / 1e6:.1f}M, {loaded.device}\n")
     out(f"{'way':>24} {'candidates/s':>13} {'ratio':>7}\n")
-    ratio = 0.0
     for key, seconds in times.items():
-        pairs = zip(pipeline_times, seconds, strict=True)
-        ratio_of = statistics.median(before / after for before, after in pairs)
-        if key == "default":
-            ratio = ratio_of
+        pairs = zip(times["pipeline"], seconds, strict=True)
+        ratio = statistics.median(before / after for before, after in pairs)
         label = f"batch size {key}" if isinstance(key, int) else str(key)
-        out(f"{label:>24} {count / statistics.median(seconds):>13.0f} {ratio_of:>6.1f}x\n")
-    return ratio
+        out(f"{label:>24} {count / statistics.median(seconds):>13.0f} {ratio:>6.1f}x\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
@@ -146,6 +141,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--candidates", type=int, default=200)
     parser.add_argument("--device")
+    parser.add_argument("--curve", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for mix, name in itertools.product(options.mix, options.model):
@@ -157,8 +153,7 @@ def main() -> None:
             )
             made = Path(folder, mix)
             model = str(save_tiny(made, "llama", **LONG)) if name == "tiny" else name
-            compare(name, model, texts, options.rounds, options.device)
-            sys.stdout.flush()
+            compare(name, model, texts, options)
 
 
 if __name__ == "__main__":

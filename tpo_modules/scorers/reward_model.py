@@ -43,7 +43,7 @@ class RewardModelScorer:
         max_length: The most tokens of an input; None takes the model's limit. What is longer is
             cut (query's middle first), and the reward's notes say so.
         batch_size: The most inputs in one forward pass.
-        max_batch_tokens: The most tokens in one forward pass, padding included; None takes 512 on
+        max_batch_tokens: The most tokens in one forward pass, padding included; None takes 1024 on
             a CPU, whose caches larger batches overflow, and 16384 elsewhere.
         padding_side: "right" is exact for all models of ``transformers``; "left" is for remote
             code that reads the last position, and never for encoders such as BERT.
@@ -267,7 +267,7 @@ def _ended(encoded: Encoded, token_id: int) -> Encoded:
 
 
 def _batch_tokens(device_type: str) -> int:
-    return 512 if device_type == "cpu" else 16384
+    return 1024 if device_type == "cpu" else 16384
 
 
 def _check_padding_side(model: str, side: str, loaded: LoadedModel) -> None:
