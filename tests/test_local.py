@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import dspy
 import httpx
 import pytest
 
 from tpo_modules.errors import ConfigurationError, EmbeddedModelError, MissingExtraError, TPOError
+from tpo_modules.llama import reach_without_proxy
 from tpo_modules.local import EmbeddedServer, embedded_lm, embedded_server
 from tpo_modules.weights import WEIGHT_COMMAND, find_weights
 
@@ -159,6 +161,24 @@ def test_importing_it_does_not_load_llama_cpp() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, None),
+        ({"http_proxy": "http://proxy:3128"}, "127.0.0.1"),
+        ({"HTTP_PROXY": "http://proxy:3128", "NO_PROXY": ".corp"}, ".corp,127.0.0.1"),
+        ({"https_proxy": "http://proxy:3128", "no_proxy": "127.0.0.1"}, "127.0.0.1"),
+        ({"http_proxy": "http://proxy:3128", "no_proxy": "*"}, "*"),
+    ],
+)
+def test_proxies_are_not_asked_for_it(given: dict[str, str], expected: str | None) -> None:
+    rest = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+    with mock.patch.dict(os.environ, rest | given, clear=True):
+        reach_without_proxy()
+
+        assert os.environ.get("no_proxy") == expected
 
 
 # --- The real server, one for all tests below.

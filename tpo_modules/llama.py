@@ -12,9 +12,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import getproxies_environment, proxy_bypass
 
 from tpo_modules.errors import EmbeddedModelError, MissingExtraError
 
+HOST = "127.0.0.1"
 _SHARED_SLOTS = 8
 _BATCH = 256  # tokens computed between two looks at what was cancelled
 
@@ -41,7 +43,7 @@ def start_llama(settings: ServerSettings, alias: str) -> Any:
     params = llama.CommonParams()
     params.model.path = str(settings.path)
     params.model_alias = {alias}
-    params.hostnames = ["127.0.0.1"]
+    params.hostnames = [HOST]
     params.port = 0  # the kernel picks a free one
     params.n_parallel = settings.slots
     params.n_batch = params.n_ubatch = _BATCH
@@ -54,8 +56,9 @@ def start_llama(settings: ServerSettings, alias: str) -> Any:
     params.sampling.top_k = 0
     params.sampling.min_p = 0.0
     params.verbosity = 3 if settings.verbose else -1
-    params.cors_origins = "http://127.0.0.1"  # no web page may call it
+    params.cors_origins = f"http://{HOST}"  # no web page may call it
     params.ui = False
+    reach_without_proxy()
     try:
         return llama.Server(params)
     except RuntimeError as error:
@@ -103,6 +106,18 @@ def _shut_down(connection: socket.socket, port: int) -> None:
             connection.shutdown(socket.SHUT_RDWR)
     finally:
         connection.detach()  # the descriptor is the server's
+
+
+def reach_without_proxy() -> None:
+    """Except this machine from the proxies that the environment names, if it names any.
+
+    Clients of the embedded LM would otherwise ask the proxy for an address that is not its own.
+    """
+    if not getproxies_environment() or proxy_bypass(HOST):
+        return
+    excepted = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
+    for name in ("no_proxy", "NO_PROXY"):  # clients differ in which one they heed first
+        os.environ[name] = f"{excepted},{HOST}" if excepted else HOST
 
 
 def keep_alive(native: Any) -> None:
