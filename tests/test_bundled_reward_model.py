@@ -318,7 +318,7 @@ def test_rewards_stay_in_a_sane_range() -> None:
 
 def test_weights_are_small_and_ordinary() -> None:
     sizes = {path.name: path.stat().st_size for path in bundled_path().iterdir()}
-    assert {"adapter_config.json", "adapter_model.safetensors"} <= sizes.keys()
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= sizes.keys()
     assert sum(sizes.values()) <= MAX_BYTES
 
 

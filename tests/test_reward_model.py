@@ -516,17 +516,23 @@ def test_adapter_equals_the_adapted_model(adapter: tuple[Path, Path, Any]) -> No
     assert rewards == pytest.approx(expected, abs=TOLERANCE)
 
 
-def test_bundled_is_an_adapter_on_the_base_that_it_names(
-    adapter: tuple[Path, Path, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tpo_modules.scorers import bundled
+@pytest.mark.local_model
+def test_bundled_equals_a_plain_forward_of_its_class() -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    monkeypatch.setattr(bundled, "bundled_path", lambda: adapter[0])
-    monkeypatch.setattr(bundled, "base_model_path", lambda: str(adapter[1]))
-    expected = adapter_reward(adapter, "Mix flour.")
-    assert make_scorer("bundled").score(QUERY, ["Mix flour."]) == pytest.approx(
-        [expected], abs=TOLERANCE
-    )
+    from tpo_modules.scorers.bundled import bundled_path, register
+
+    register()
+    model = AutoModelForSequenceClassification.from_pretrained(bundled_path())
+    tokenizer = AutoTokenizer.from_pretrained(bundled_path())
+    responses = make_responses(6)
+    with torch.inference_mode():
+        expected = [
+            float(model(**tokenizer(QUERY, text, return_tensors="pt")).logits) for text in responses
+        ]
+    rewards = make_scorer("bundled").score(QUERY, responses)
+    assert rewards == pytest.approx(expected, abs=TOLERANCE)
 
 
 def test_adapter_that_names_no_base(adapter: tuple[Path, Path, Any], tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_the_wheel_holds_all_it_needs(wheel: Path) -> None:
     assert "tpo_modules/data/demo_queries.json" in names
     assert {
         f"tpo_modules/scorers/bundled/{name}"
-        for name in ("adapter_model.safetensors", "adapter_config.json", "MODEL_CARD.md")
+        for name in ("model.safetensors", "config.json", "tokenizer.json", "MODEL_CARD.md")
     } <= names
     assert not [name for name in names if name.startswith(("tests", "notebooks", "docs"))]
     assert any(name.endswith("licenses/LICENSE") for name in names)

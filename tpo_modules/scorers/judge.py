@@ -180,7 +180,9 @@ class PairwiseJudge:
 def read_rating(text: str, scale: tuple[float, float]) -> float | None:
     """Read the last number on the scale from an answer; ``8/9`` counts as 8; None where there is none."""
     low, top = (re.escape(f"{end:g}") for end in scale)
-    cleaned = re.sub(rf"\b{low}\s*(?:to|and|-|\u2013|\.\.+)\s*{top}\b", " ", text)  # the scale, told again
+    cleaned = re.sub(
+        rf"\b{low}\s*(?:to|and|-|\u2013|\.\.+)\s*{top}\b", " ", text
+    )  # the scale, told again
     cleaned = re.sub(rf"(?:/|\bout of)\s*{top}\b", " ", cleaned)
     numbers = [float(found) for found in _NUMBER.findall(cleaned)]
     on_scale = [number for number in numbers if scale[0] <= number <= scale[1]]

@@ -41,9 +41,10 @@ def find_sources(options: LoadOptions) -> tuple[str, str | None]:
         ConfigurationError: An adapter that does not name its base model.
     """
     if options.model == BUNDLED:
-        from tpo_modules.scorers.bundled import base_model_path, bundled_path
+        from tpo_modules.scorers.bundled import bundled_path, register
 
-        return str(bundled_path()), str(base_model_path())
+        register()
+        return str(bundled_path()), None
     folder = Path(options.model).expanduser()
     if folder.is_dir():
         return str(folder), _base_of_adapter(folder, options)

