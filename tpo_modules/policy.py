@@ -23,7 +23,9 @@ from tpo_modules.trace import TPOTrace
 
 _RESERVED = ("signature", "demos", "config", "lm", "new_signature", "_trace", "prediction")
 _CRITIQUE = Sampling(top_p=0.99)
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # of a scorer without a repr of its own: another in every process
+_ADDRESS = re.compile(
+    r" at 0x[0-9a-fA-F]+"
+)  # of a scorer without a repr of its own: another in every process
 
 
 class PolicyModule(dspy.Module):

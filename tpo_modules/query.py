@@ -58,7 +58,9 @@ def _messages(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> lis
     return list(PlainTextAdapter().format(plain, [], dict(inputs)))
 
 
-@functools.lru_cache(maxsize=64)  # making a signature class costs more than the rest of a query's set-up
+@functools.lru_cache(
+    maxsize=64
+)  # making a signature class costs more than the rest of a query's set-up
 def _without_instructions(signature: Any) -> Any:
     return signature.with_instructions(" ")
 
@@ -69,7 +71,9 @@ def _checked(text: str, inputs: Mapping[str, Any], messages: list[Message] | tup
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"expected a query of valid Unicode text, got half a character: {error}") from None
+        raise InputError(
+            f"expected a query of valid Unicode text, got half a character: {error}"
+        ) from None
     return Query(text, inputs=inputs, messages=messages)
 
 

@@ -434,7 +434,9 @@ def check_rewards(rewards: Any, count: int) -> list[Reward]:
 
 def usable_index(call: Call, candidate: Candidate) -> int:
     """Find which of a call's completions became a candidate (the first of equal ones)."""
-    own = candidate.parent is None  # an updated candidate has its parent's other fields, not the update's
+    own = (
+        candidate.parent is None
+    )  # an updated candidate has its parent's other fields, not the update's
     return next(
         index
         for index, completion in enumerate(call.completions)

@@ -130,7 +130,9 @@ def load_object(spec: str) -> Any:
 
 def _import(source: str) -> Any:
     if "" not in sys.path and "." not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` does: modules beside the working folder can be named
+        sys.path.insert(
+            0, ""
+        )  # as `python -m` does: modules beside the working folder can be named
     return importlib.import_module(source)
 
 

@@ -102,7 +102,9 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=160)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", help="names of variants")
-    parser.add_argument("--out", type=Path, help="append each run's figures and trace to this JSONL file")
+    parser.add_argument(
+        "--out", type=Path, help="append each run's figures and trace to this JSONL file"
+    )
     options = parser.parse_args()
     common: dict[str, Any] = {
         "scorer": load_scorer(options.reward),
@@ -126,7 +128,12 @@ def main() -> None:
                 records[name].append(figures)
                 if options.out:
                     with options.out.open("a", encoding="utf-8") as sink:
-                        line = {"variant": name, "query": row.id, **figures, "trace": trace.model_dump()}
+                        line = {
+                            "variant": name,
+                            "query": row.id,
+                            **figures,
+                            "trace": trace.model_dump(),
+                        }
                         sink.write(json.dumps(line) + "\n")
             print(f"{number}/{len(rows)}", file=sys.stderr, flush=True)
     print(f"{len(rows)} queries, policy {options.lm}, reward {options.reward}, seed {options.seed}, "
