@@ -2,8 +2,8 @@
 
     python tests/perf/wording_trial.py --data queries.json --lm embedded --limit 12 > trial.md
 
-Each variant is one iteration (D1-N5) from the same first five samples, so that differences are paired. Printed per variant:
-the mean reward of its update samples, the best reward so far, its gain over the first round, the paired
+Each variant is one iteration (D1-N5) from the same first five samples, so that differences are paired. Printed per
+variant: the mean reward of its update samples, the best reward so far, its gain over the first round, the paired
 difference of that gain to the default's with a 95 % bootstrap interval, and the share of update samples that
 repeat their draft. Best-of-10 is the comparison at equal samples.
 """
