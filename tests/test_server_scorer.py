@@ -245,10 +245,10 @@ def test_retry_after_is_kept_to() -> None:
         assert 0.3 <= time.monotonic() - started < 2
 
 
-@pytest.mark.parametrize(
-    "asked", ["3600", format_datetime(datetime.now(timezone.utc) + timedelta(hours=1), usegmt=True)]
-)
-def test_a_wait_longer_than_the_patience_is_an_error_at_once(asked: str) -> None:
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_a_wait_longer_than_the_patience_is_an_error_at_once(form: str) -> None:
+    due = datetime.now(timezone.utc) + timedelta(hours=1)
+    asked = "3600" if form == "seconds" else format_datetime(due, usegmt=True)
     busy = Answer(503, json={"detail": "loading"}, headers={"retry-after": asked})
     with (
         stub_server(lambda _: busy) as stub,
