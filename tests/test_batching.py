@@ -189,13 +189,18 @@ def test_nothing_to_score() -> None:
     assert batching.stats.mean_batch == 0.0
 
 
+def scoring_threads() -> set[threading.Thread]:
+    """List the scorers' threads alone: those of other tests come and go."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith("tpo-scorer")}
+
+
 def test_close_ends_the_threads_and_a_later_request_starts_them() -> None:
-    before = set(threading.enumerate())
+    before = scoring_threads()
     batching = BatchingScorer(Lengths())
     assert batching.score("query", ["x"]) == [1.0]
-    assert set(threading.enumerate()) > before
+    assert scoring_threads() - before
     batching.close()
-    assert set(threading.enumerate()) <= before
+    assert not scoring_threads() - before
     assert batching.score("query", ["xx"]) == [2.0]
     batching.reset_stats()
     assert batching.stats.requests == 0
