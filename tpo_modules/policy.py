@@ -85,6 +85,10 @@ class PolicyModule(dspy.Module):
         """The scorer; copies of the module share it."""
         return self._scorer.value
 
+    def use_scorer(self, scorer: Any) -> None:
+        """Exchange the scorer, in this module alone and not in its copies."""
+        self._scorer = _Shared(as_scorer(scorer))
+
     @property
     def signature(self) -> type[dspy.Signature] | None:
         """The policy's signature, which is this module's too: it may be the policy of another one."""

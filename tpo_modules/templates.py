@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import dspy
 
 from signatures import ResponseUpdate, RevisionLoss, TextualGradient, TextualLoss
@@ -156,5 +157,6 @@ def _module_of_file(path: Path) -> Any:
         raise ImportError(f"not a Python file: {path}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
+    cloudpickle.register_pickle_by_value(module)  # other processes do not find it by its name
     spec.loader.exec_module(module)
     return module

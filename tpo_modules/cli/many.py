@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 import time
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from tpo_modules.policy import PolicyModule
 from tpo_modules.runs.queries import QueryRow
+from tpo_modules.runs.ray_runner import RayCluster, arun_on_ray
 from tpo_modules.runs.results import QueryResult
 from tpo_modules.runs.run_folder import RunFolder
 from tpo_modules.runs.runner import RunSettings, RunSummary, arun_queries, run_config
@@ -28,10 +30,17 @@ def answer_many(
     folder: Path,
     settings: RunSettings,
     console: Console,
+    cluster: RayCluster | None = None,
 ) -> RunSummary | None:
-    """Answer queries into a folder; None if the run was interrupted."""
+    """Answer queries into a folder, on a Ray cluster if one is given; None if the run was interrupted."""
     with _ProgressLine(console) as line:
-        return asyncio.run(_interruptible(module, rows, folder, settings, line))
+        if cluster is None:
+            job = arun_queries(module, rows, out=folder, settings=settings, on_progress=line)
+        else:
+            job = arun_on_ray(
+                module, rows, out=folder, cluster=cluster, settings=settings, on_progress=line
+            )
+        return asyncio.run(_interruptible(job))
 
 
 def read_results(module: PolicyModule, folder: Path) -> list[QueryResult]:
@@ -40,17 +49,9 @@ def read_results(module: PolicyModule, folder: Path) -> list[QueryResult]:
         return opened.results()
 
 
-async def _interruptible(
-    module: PolicyModule,
-    rows: list[QueryRow],
-    folder: Path,
-    settings: RunSettings,
-    line: _ProgressLine,
-) -> RunSummary | None:
+async def _interruptible(work: Coroutine[Any, Any, RunSummary]) -> RunSummary | None:
     """Run, and on Ctrl-C or SIGTERM wind up within seconds."""
-    job = asyncio.ensure_future(
-        arun_queries(module, rows, out=folder, settings=settings, on_progress=line)
-    )
+    job = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
     if sys.platform != "win32":
         for name in (signal.SIGINT, signal.SIGTERM):

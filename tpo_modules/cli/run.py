@@ -23,6 +23,7 @@ from tpo_modules.errors import ConfigurationError, InputError, NoCandidateError,
 from tpo_modules.policy import PolicyModule
 from tpo_modules.run import observe
 from tpo_modules.runs.queries import QueryRow, parse_queries, read_queries
+from tpo_modules.runs.ray_runner import RayCluster
 from tpo_modules.runs.results import FailedQuery, QueryResult
 from tpo_modules.runs.runner import RunSettings
 from tpo_modules.runs.tally import Limits
@@ -99,6 +100,21 @@ def run(
     max_seconds_run: Annotated[
         float | None, typer.Option("--budget-seconds", help="Budget of the run: wall time.")
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="With --data: spread the queries over a Ray cluster: its HOST:PORT, 'auto' for the one that this "
+            "machine is in, 'local' to start one here. The LM's endpoint must be reachable from all of it."
+        ),
+    ] = None,
+    ray_workers: Annotated[
+        int | None,
+        typer.Option(help="Processes on the cluster. [default: one per machine, two at least]"),
+    ] = None,
+    ray_scorers: Annotated[
+        int,
+        typer.Option(help="Actors that hold the reward model; 0: every worker scores for itself."),
+    ] = 0,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -162,7 +178,21 @@ def run(
         _run_one(options, rows[0], console, out=out, json_=json_)
     else:
         folder = out or Path("runs") / f"{data.stem}-{method}-D{depth}-N{width}"
-        _run_many(options, rows, folder, settings, console, json_=json_)
+        cluster = _cluster(options, ray, ray_workers, ray_scorers)
+        _run_many(options, rows, folder, settings, console, json_=json_, cluster=cluster)
+
+
+def _cluster(
+    options: RunOptions, address: str | None, workers: int | None, scorers: int
+) -> RayCluster | None:
+    if address is None:
+        return None
+    if options.embedded:
+        raise ConfigurationError(
+            "expected with --ray an LM that every machine reaches, got the embedded one: serve a model and name it "
+            "by --lm and --api-base"
+        )
+    return RayCluster(address=address, workers=workers, scorers=scorers)
 
 
 def _run_one(
@@ -188,13 +218,15 @@ def _run_many(
     console: Console,
     *,
     json_: bool,
+    cluster: RayCluster | None,
 ) -> None:
     module = make_module(options)
-    make_ready(module.scorer)
+    if cluster is None:
+        make_ready(module.scorer)
     few = len(rows) <= _FEW
     watching = observe(LiveSteps(console, name_query=True)) if few else nullcontext()
     with dspy.context(lm=make_lm(options.lm, options)), watching:
-        summary = answer_many(module, rows, folder, settings, console)
+        summary = answer_many(module, rows, folder, settings, console, cluster)
         results = {result.id: result for result in read_results(module, folder)}
     for row in rows:
         if row.id in results:

@@ -1,6 +1,7 @@
-"""Runs of many queries: the runner, its folder, budgets, and the files that queries come from."""
+"""Runs of many queries: the runner, alone or on Ray, its folder, budgets, and the files that queries come from."""
 
 from tpo_modules.runs.queries import QueryRow, read_queries
+from tpo_modules.runs.ray_runner import RayCluster, arun_on_ray, run_on_ray
 from tpo_modules.runs.results import FailedQuery, QueryResult
 from tpo_modules.runs.runner import RunSettings, RunSummary, arun_queries, run_queries
 from tpo_modules.runs.saved_run import SavedRun
@@ -11,10 +12,13 @@ __all__ = [
     "Limits",
     "QueryResult",
     "QueryRow",
+    "RayCluster",
     "RunSettings",
     "RunSummary",
     "SavedRun",
+    "arun_on_ray",
     "arun_queries",
     "read_queries",
+    "run_on_ray",
     "run_queries",
 ]
