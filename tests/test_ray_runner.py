@@ -18,7 +18,7 @@ from tests.perf.fake_server import start_server
 SCRIPT = """
 import json, os, signal, socket, sys
 from pathlib import Path
-import dspy, psutil
+import dspy, psutil, ray
 from ray.cluster_utils import Cluster
 from tpo_modules import TPOModule
 from tpo_modules.lms.openai_lm import OpenAIServerLM
@@ -53,11 +53,12 @@ for port in ports:
 cluster = Cluster(initialize_head=True, head_node_args={
     "num_cpus": 2, "include_dashboard": False, "node_ip_address": "127.0.0.1",
     "object_store_memory": 80_000_000, **chosen})
+ray.init(address=cluster.address, _node_ip_address="127.0.0.1", log_to_driver=False)
 module = TPOModule(scorer=letters, seed=0)
 with dspy.context(lm=lm):
     first = run_on_ray(module, queries, out=folder / "run", settings=settings,
-                       cluster=RayCluster(address=cluster.address, workers=2,
-                                          scorers=int(sys.argv[3])), on_progress=watch)
+                       cluster=RayCluster(workers=2, scorers=int(sys.argv[3])), on_progress=watch)
+    ray.shutdown()
     cluster.shutdown()
     again = run_queries(module, queries, out=folder / "run", settings=settings)
 print(json.dumps({"killed": killed, "finished": [first.finished, again.finished],
