@@ -1,6 +1,6 @@
 """Serve a GGUF model on a CPU for experiments, batched across requests, at full precision.
 
-    pip install openvino-genai gguf fastapi uvicorn
+    pip install openvino-genai gguf 'dspy-tpo[serve]'
     python tests/perf/serve_gguf.py MODEL.gguf [--port 8123]
     tpo compare ... --lm openai/MODEL --api-base http://127.0.0.1:8123/v1 --max-in-flight 12
 
@@ -25,6 +25,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
 EXACT = {
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
     "KV_CACHE_PRECISION": "f32",
@@ -34,8 +40,6 @@ EXACT = {
 
 def main() -> None:
     """Store the weights, load them and serve."""
-    import uvicorn
-
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path, help="GGUF file")
     parser.add_argument("--port", type=int, default=8123)
@@ -105,14 +109,12 @@ class Engine:
         future: asyncio.Future[list[Any]] = loop.create_future()
         prompt = self._tokenizer.apply_chat_template(asked["messages"], add_generation_prompt=True)
         ids = self._tokenizer.encode(prompt, add_special_tokens=False).input_ids
+
+        def done(outputs: list[Any]) -> None:
+            loop.call_soon_threadsafe(future.set_result, outputs)
+
         with self._lock:
-            self._inbox.append(
-                (
-                    ids,
-                    self._options(asked),
-                    lambda outputs: loop.call_soon_threadsafe(future.set_result, outputs),
-                )
-            )
+            self._inbox.append((ids, self._options(asked), done))
         self._news.set()
         return ids.shape[1], await future
 
@@ -159,41 +161,44 @@ class Engine:
                     done(handle.read_all())
 
 
-def make_app(engine: Engine, name: str) -> Any:
+def make_app(engine: Engine, name: str) -> Starlette:
     """Make the web application."""
-    import fastapi
 
-    app = fastapi.FastAPI()
+    async def models(request: Request) -> JSONResponse:
+        return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"}]})
 
-    @app.get("/v1/models")
-    async def models() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
-        return {"object": "list", "data": [{"id": name, "object": "model"}]}
-
-    @app.post("/v1/chat/completions")
-    async def complete(asked: dict[str, Any]) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
-        read, outputs = await engine.answer(asked)
+    async def complete(request: Request) -> JSONResponse:
+        read, outputs = await engine.answer(await request.json())
         written = sum(len(output.generated_ids) for output in outputs)
-        return {
-            "id": f"chatcmpl-{time.time_ns()}",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": name,
-            "choices": [
-                {
-                    "index": index,
-                    "message": {"role": "assistant", "content": engine.text(output)},
-                    "finish_reason": engine.reason(output),
-                }
-                for index, output in enumerate(outputs)
-            ],
-            "usage": {
-                "prompt_tokens": read,
-                "completion_tokens": written,
-                "total_tokens": read + written,
-            },
-        }
+        choices = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": engine.text(output)},
+                "finish_reason": engine.reason(output),
+            }
+            for index, output in enumerate(outputs)
+        ]
+        return JSONResponse(
+            {
+                "id": f"chatcmpl-{time.time_ns()}",
+                "object": "chat.completion",
+                "created": int(time.time()),
+                "model": name,
+                "choices": choices,
+                "usage": {
+                    "prompt_tokens": read,
+                    "completion_tokens": written,
+                    "total_tokens": read + written,
+                },
+            }
+        )
 
-    return app
+    return Starlette(
+        routes=[
+            Route("/v1/models", models),
+            Route("/v1/chat/completions", complete, methods=["POST"]),
+        ]
+    )
 
 
 if __name__ == "__main__":
