@@ -41,7 +41,7 @@ def compile_step(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Where the compiled step goes, for `tpo run`. [default: STEP.json]"),
+        typer.Option(help="Where the compiled step goes, for `tpo run`. \\[default: STEP.json]"),
     ] = None,
     optimizer: Annotated[
         str, typer.Option(help="race, gepa, mipro, simba, copro or bootstrap.")
@@ -56,7 +56,7 @@ def compile_step(
     proposer_lm: Annotated[
         str | None,
         typer.Option(
-            help="Not race: the LM that writes prompts, a stronger one if you can. [default: --lm]"
+            help="Not race: the LM that writes prompts, a stronger one if you can. \\[default: --lm]"
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Compile on the first so many queries.")] = None,
@@ -71,7 +71,7 @@ def compile_step(
         Path | None,
         typer.Option(
             help="Where every record is kept; the same command again goes on there. "
-            "[default: --out less its suffix]"
+            "\\[default: --out less its suffix]"
         ),
     ] = None,
     budget_tokens: Annotated[
@@ -98,7 +98,7 @@ def compile_step(
         ),
     ] = False,
     max_in_flight: Annotated[
-        int | None, typer.Option(help="Requests at a time. [default: 2 if embedded, else 32]")
+        int | None, typer.Option(help="Requests at a time. \\[default: 2 if embedded, else 32]")
     ] = None,
     json_: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON, nothing else.")

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+# Options under the headings of a command's help.
+query_option = partial(typer.Option, rich_help_panel="Queries")
+model_option = partial(typer.Option, rich_help_panel="Models")
+method_option = partial(typer.Option, rich_help_panel="Method")
+sampling_option = partial(typer.Option, rich_help_panel="Sampling")
+run_option = partial(typer.Option, rich_help_panel="Run")
+cluster_option = partial(typer.Option, rich_help_panel="Past one machine")
+
 Data = Annotated[
     Path | None,
-    typer.Option(help="A file of queries: a JSON list of strings, or JSON lines with ids."),
+    query_option(help="A file of queries: a JSON list of strings, or JSON lines with ids."),
 ]
-Limit = Annotated[int | None, typer.Option(help="Only the first so many queries.")]
+Limit = Annotated[int | None, query_option(help="Only the first so many queries.")]
 Lm = Annotated[
     str,
-    typer.Option(help="The policy: 'embedded', a .gguf file, or a model as LiteLLM names it."),
+    model_option(help="The policy: 'embedded', a .gguf file, or a model as LiteLLM names it."),
 ]
 ApiBase = Annotated[
     str | None,
-    typer.Option(
+    model_option(
         help="URL of the LM's endpoint. For a model openai/NAME or hosted_vllm/NAME it may be several, "
         "separated by commas, which share the load; requests then go straight to them, past LiteLLM "
         "and DSPy's cache."
@@ -26,38 +35,38 @@ ApiBase = Annotated[
 ]
 ApiKey = Annotated[
     str | None,
-    typer.Option(help="Key for the LM's endpoint.", envvar="TPO_API_KEY", show_envvar=True),
+    model_option(help="Key for the LM's endpoint.", envvar="TPO_API_KEY", show_envvar=True),
 ]
-CriticLm = Annotated[str | None, typer.Option(help="Another LM for the loss and the gradient.")]
+CriticLm = Annotated[str | None, model_option(help="Another LM for the loss and the gradient.")]
 Reward = Annotated[
     str,
-    typer.Option(
+    model_option(
         help="'bundled', a reward model's folder or hub id, python:module:function, "
         "python:file.py:function, judge:MODEL, the URL of a served one, or API+URL (see docs/serving.md)."
     ),
 ]
-Width = Annotated[int, typer.Option(help="Samples per round (N).")]
-Depth = Annotated[int, typer.Option(help="Iterations (D); 0 is best-of-N.")]
-Temperature = Annotated[float, typer.Option(help="Of every call.")]
-TopP = Annotated[float, typer.Option(help="Of the responses; critiques use 0.99.")]
+Width = Annotated[int, method_option(help="Samples per round (N).")]
+Depth = Annotated[int, method_option(help="Iterations (D); 0 is best-of-N.")]
+Temperature = Annotated[float, sampling_option(help="Of every call.")]
+TopP = Annotated[float, sampling_option(help="Of the responses; critiques use 0.99.")]
 MaxTokens = Annotated[
     int | None,
-    typer.Option(help="Limit of a response. [default: 256 if embedded, else 2048]"),
+    sampling_option(help="Limit of a response. \\[default: 256 if embedded, else 2048]"),
 ]
 CritiqueMaxTokens = Annotated[
     int | None,
-    typer.Option(help="Limit of a critique. [default: 256 if embedded, else the LM's own]"),
+    sampling_option(help="Limit of a critique. \\[default: 256 if embedded, else the LM's own]"),
 ]
-Seed = Annotated[int | None, typer.Option(help="Base of the seeds sent with requests.")]
+Seed = Annotated[int | None, sampling_option(help="Base of the seeds sent with requests.")]
 NativeN = Annotated[
     bool | None,
-    typer.Option(
+    sampling_option(
         "--native-n/--no-native-n",
-        help="Ask for all samples in one request. [default: if the LM can]",
+        help="Ask for all samples in one request. \\[default: if the LM can]",
     ),
 ]
 MaxInFlight = Annotated[
     int | None,
-    typer.Option(help="Requests at a time, over all queries. [default: 2 if embedded, else 32]"),
+    run_option(help="Requests at a time, over all queries. \\[default: 2 if embedded, else 32]"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]

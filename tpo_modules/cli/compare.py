@@ -39,7 +39,7 @@ def compare_command(
         list[str] | None,
         typer.Argument(
             help=f"What to compare: {', '.join(METHODS)}, bonN; NAME=METHOD,depth=3,loss=FILE for variants; "
-            f"NAME=FILE for a template of your own. [default: {' '.join(_DEFAULT)}]"
+            f"NAME=FILE for a template of your own. \\[default: {' '.join(_DEFAULT)}]"
         ),
     ] = None,
     data: arguments.Data = None,
@@ -60,10 +60,10 @@ def compare_command(
         str, typer.Option(help="What best-of-N (bon) gets as much of as TPO: samples or tokens.")
     ] = "samples",
     match_to: Annotated[
-        str | None, typer.Option(help="The method that bon is matched to. [default: tpo]")
+        str | None, typer.Option(help="The method that bon is matched to. \\[default: tpo]")
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="What gains are over. [default: bon, else the first]")
+        str | None, typer.Option(help="What gains are over. \\[default: bon, else the first]")
     ] = None,
     width: arguments.Width = 5,
     depth: arguments.Depth = 2,
@@ -75,7 +75,7 @@ def compare_command(
     native_n: arguments.NativeN = None,
     max_in_flight: arguments.MaxInFlight = None,
     out: Annotated[
-        Path | None, typer.Option(help="The comparison's folder. [default: runs/compare-NAME]")
+        Path | None, typer.Option(help="The comparison's folder. \\[default: runs/compare-NAME]")
     ] = None,
     json_: arguments.Json = False,
 ) -> None:

@@ -44,7 +44,7 @@ def evaluate(
     benchmark: Annotated[str, typer.Argument(help=f"{', '.join(BENCHMARKS)}.")],
     data: Annotated[
         Path | None,
-        typer.Option(help="A local copy, JSON (lines). [default: the Hugging Face hub]"),
+        typer.Option(help="A local copy, JSON (lines). \\[default: the Hugging Face hub]"),
     ] = None,
     limit: arguments.Limit = None,
     method: Annotated[str, typer.Option(help="tpo, revision or bon (best-of-N).")] = "tpo",
@@ -64,7 +64,7 @@ def evaluate(
     max_in_flight: arguments.MaxInFlight = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The run's folder. [default: runs/eval-BENCHMARK-METHOD-LABEL]"),
+        typer.Option(help="The run's folder. \\[default: runs/eval-BENCHMARK-METHOD-LABEL]"),
     ] = None,
     graded_only: Annotated[
         list[Path] | None,
@@ -76,7 +76,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="How answers are graded; xstest: string, judge, wildguard; alpaca_eval: judge, or alpaca_eval "
-            "for the package of that name; hh_rlhf, beavertails: reward, scorer. [default: the first]"
+            "for the package of that name; hh_rlhf, beavertails: reward, scorer. \\[default: the first]"
         ),
     ] = None,
     judge: Annotated[

@@ -63,7 +63,7 @@ def experiment_command(
     lm: Annotated[
         list[str] | None,
         typer.Option(
-            help="The policy, as for tpo compare; several times for prerequisite. [default: embedded]"
+            help="The policy, as for tpo compare; several times for prerequisite. \\[default: embedded]"
         ),
     ] = None,
     api_base: arguments.ApiBase = None,
@@ -82,7 +82,7 @@ def experiment_command(
     width: arguments.Width = 5,
     depth: Annotated[
         int | None,
-        typer.Option(help="Iterations (D). [default: 5 for curve and overoptimization, else 2]"),
+        typer.Option(help="Iterations (D). \\[default: 5 for curve and overoptimization, else 2]"),
     ] = None,
     widths: Annotated[str, typer.Option(help="width: samples per round.")] = "5,10,15,20",
     also: Annotated[
@@ -100,11 +100,11 @@ def experiment_command(
     ] = None,
     policy_params: Annotated[
         float | None,
-        typer.Option(help="cost: parameters of the policy, as 70e9. [default: by its name]"),
+        typer.Option(help="cost: parameters of the policy, as 70e9. \\[default: by its name]"),
     ] = None,
     reward_params: Annotated[
         float | None,
-        typer.Option(help="cost: parameters of the reward model. [default: by its name]"),
+        typer.Option(help="cost: parameters of the reward model. \\[default: by its name]"),
     ] = None,
     temperature: arguments.Temperature = 0.7,
     top_p: arguments.TopP = 0.95,
@@ -114,7 +114,7 @@ def experiment_command(
     native_n: arguments.NativeN = None,
     max_in_flight: arguments.MaxInFlight = None,
     out: Annotated[
-        Path | None, typer.Option(help="The experiment's folder. [default: runs/experiment-NAME]")
+        Path | None, typer.Option(help="The experiment's folder. \\[default: runs/experiment-NAME]")
     ] = None,
     json_: arguments.Json = False,
 ) -> None:

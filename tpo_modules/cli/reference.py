@@ -25,7 +25,7 @@ def import_reference(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="tpo, revision or bon. [default: tpo if there are updates, else bon]"),
+        typer.Option(help="tpo, revision or bon. \\[default: tpo if there are updates, else bon]"),
     ] = None,
 ) -> None:
     """Turn a result file of the reference implementation into a run, to report and compare it.

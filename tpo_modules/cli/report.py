@@ -22,11 +22,11 @@ def report(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="The file to write. [default: report.html in the first folder]"),
+        typer.Option(help="The file to write. \\[default: report.html in the first folder]"),
     ] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(help="The run that the others are compared with. [default: the first]"),
+        typer.Option(help="The run that the others are compared with. \\[default: the first]"),
     ] = None,
     common: Annotated[
         bool, typer.Option("--common", help="Take the queries that all runs have.")

@@ -26,6 +26,7 @@ from tpo_modules.runs.queries import QueryRow, parse_queries, read_queries
 from tpo_modules.runs.ray_runner import RayCluster
 from tpo_modules.runs.results import FailedQuery, QueryResult
 from tpo_modules.runs.runner import RunSettings
+from tpo_modules.runs.saved_run import SavedRun
 from tpo_modules.runs.tally import Limits
 from tpo_modules.selection import SELECTIONS
 
@@ -45,19 +46,21 @@ def run(
     api_key: arguments.ApiKey = None,
     critic_lm: arguments.CriticLm = None,
     reward: arguments.Reward = "bundled",
-    method: Annotated[str, typer.Option(help="tpo, revision or bon (best-of-N).")] = "tpo",
+    method: Annotated[
+        str, arguments.method_option(help="tpo, revision or bon (best-of-N).")
+    ] = "tpo",
     width: arguments.Width = 5,
     depth: arguments.Depth = 2,
     loss: Annotated[
         str | None,
-        typer.Option(
+        arguments.method_option(
             help="Its prompt: a text file, a saved step (.json), module:Name, file.py:Name, none."
         ),
     ] = None,
-    gradient: Annotated[str | None, typer.Option(help="Its prompt, likewise.")] = None,
-    update: Annotated[str | None, typer.Option(help="Its prompt, likewise.")] = None,
+    gradient: Annotated[str | None, arguments.method_option(help="Its prompt, likewise.")] = None,
+    update: Annotated[str | None, arguments.method_option(help="Its prompt, likewise.")] = None,
     selection: Annotated[
-        str, typer.Option(help="Which pair is compared: " + ", ".join(SELECTIONS) + ".")
+        str, arguments.method_option(help="Which pair is compared: " + ", ".join(SELECTIONS) + ".")
     ] = "extreme",
     temperature: arguments.Temperature = 0.7,
     top_p: arguments.TopP = 0.95,
@@ -66,54 +69,61 @@ def run(
     seed: arguments.Seed = None,
     native_n: arguments.NativeN = None,
     patience: Annotated[
-        int | None, typer.Option(help="Stop after so many steps without a new best.")
+        int | None, arguments.method_option(help="Stop after so many steps without a new best.")
     ] = None,
     min_gap: Annotated[
-        float | None, typer.Option(help="Stop when the pair's rewards differ by less.")
+        float | None, arguments.method_option(help="Stop when the pair's rewards differ by less.")
     ] = None,
     token_budget: Annotated[
-        int | None, typer.Option(help="Start no step after so many generated tokens.")
+        int | None, arguments.method_option(help="Start no step after so many generated tokens.")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
+        arguments.run_option(
             help="Where results go: with --data the run's folder, else a JSONL file to append to. "
-            "[default with --data: runs/NAME-METHOD-LABEL]"
+            "\\[default with --data: runs/NAME-METHOD-LABEL]"
         ),
     ] = None,
     max_in_flight: arguments.MaxInFlight = None,
     retry_failures: Annotated[
-        bool, typer.Option(help="With --data: try failed queries of the folder again.")
+        bool, arguments.run_option(help="With --data: try failed queries of the folder again.")
     ] = False,
     extend_depth: Annotated[
-        bool, typer.Option(help="With --data: continue the folder's runs to a larger --depth.")
+        bool,
+        arguments.run_option(help="With --data: continue the folder's runs to a larger --depth."),
     ] = False,
     max_tokens_run: Annotated[
-        int | None, typer.Option("--budget-tokens", help="Budget of the run: tokens billed.")
+        int | None,
+        arguments.run_option("--budget-tokens", help="Budget of the run: tokens billed."),
     ] = None,
     max_requests_run: Annotated[
-        int | None, typer.Option("--budget-requests", help="Budget of the run: requests.")
+        int | None, arguments.run_option("--budget-requests", help="Budget of the run: requests.")
     ] = None,
     max_money_run: Annotated[
-        float | None, typer.Option("--budget-money", help="Budget of the run, by LiteLLM's prices.")
+        float | None,
+        arguments.run_option("--budget-money", help="Budget of the run, by LiteLLM's prices."),
     ] = None,
     max_seconds_run: Annotated[
-        float | None, typer.Option("--budget-seconds", help="Budget of the run: wall time.")
+        float | None, arguments.run_option("--budget-seconds", help="Budget of the run: wall time.")
     ] = None,
     ray: Annotated[
         str | None,
-        typer.Option(
+        arguments.cluster_option(
             help="With --data: spread the queries over a Ray cluster: its HOST:PORT, 'auto' for the one that this "
             "machine is in, 'local' to start one here. The LM's endpoint must be reachable from all of it."
         ),
     ] = None,
     ray_workers: Annotated[
         int | None,
-        typer.Option(help="Processes on the cluster. [default: one per machine, two at least]"),
+        arguments.cluster_option(
+            help="Processes on the cluster. \\[default: one per machine, two at least]"
+        ),
     ] = None,
     ray_scorers: Annotated[
         int,
-        typer.Option(help="Actors that hold the reward model; 0: every worker scores for itself."),
+        arguments.cluster_option(
+            help="Actors that hold the reward model; 0: every worker scores for itself."
+        ),
     ] = 0,
     config: Annotated[
         Path | None,
@@ -160,8 +170,18 @@ def run(
         token_budget=token_budget,
     )
     console = Console(stderr=True, quiet=json_)
+    if ray is not None and data is None:
+        raise ConfigurationError(
+            "expected --data with --ray, which spreads many queries, got one query"
+        )
+    cluster = _cluster(options, ray, ray_workers, ray_scorers)
+    name = f"{data.stem if data else 'query'}-{method}-D{depth}-N{width}"
+    folder = out or Path("runs") / name
     if dry_run:
-        print(plan_text(make_module(options), len(rows)))
+        answered = _answered(rows, folder) if data is not None else 0
+        print(plan_text(make_module(options), len(rows) - answered))
+        if answered:
+            print(f"besides {answered} queries whose results are in {folder} already")
         return
     settings = RunSettings(
         max_in_flight=max_in_flight or options.requests_at_once,
@@ -177,9 +197,15 @@ def run(
     if data is None:
         _run_one(options, rows[0], console, out=out, json_=json_)
     else:
-        folder = out or Path("runs") / f"{data.stem}-{method}-D{depth}-N{width}"
-        cluster = _cluster(options, ray, ray_workers, ray_scorers)
         _run_many(options, rows, folder, settings, console, json_=json_, cluster=cluster)
+
+
+def _answered(rows: list[QueryRow], folder: Path) -> int:
+    """Count the queries that a run's folder has results of."""
+    if not (folder / "config.json").exists():
+        return 0
+    results = SavedRun(folder).results
+    return sum(row.id in results for row in rows)
 
 
 def _cluster(

@@ -27,7 +27,7 @@ def serve_scorer(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     name: Annotated[
-        str | None, typer.Option(help="The model's name for clients. [default: MODEL]")
+        str | None, typer.Option(help="The model's name for clients. \\[default: MODEL]")
     ] = None,
     token: Annotated[
         str | None,

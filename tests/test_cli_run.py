@@ -1,0 +1,86 @@
+"""``tpo run``: its help, its plan, and its options from a file, with the nearest name where one is unknown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from optimizers.command import cli as command_line
+from tpo_modules import TPOModule
+from tpo_modules.cli import app
+from tpo_modules.errors import ConfigurationError
+from tpo_modules.runs import read_queries, run_queries
+from tpo_modules.testing import ScriptedLM
+
+
+def run(folder: Path, config: Any, *more: str) -> Result:
+    (folder / "reward.py").write_text("def reward(query, response):\n    return 1.0\n")
+    (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    command = ["run", "Why?", "--reward", f"python:{folder / 'reward.py'}:reward", "--dry-run"]
+    return CliRunner().invoke(app, [*command, "--config", str(folder / "config.json"), *more])
+
+
+def test_options_come_from_the_file_and_the_command_line_goes_before(tmp_path: Path) -> None:
+    config = {"width": 3, "depth": 4, "max_tokens": 10, "critique-max-tokens": 10}
+    assert "tpo D4-N3" in run(tmp_path, config).output
+    assert "tpo D1-N3" in run(tmp_path, config, "--depth", "1").output
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"widht": 3}, "did you mean 'width' by 'widht'?"),
+        ({"budget_token": 3}, "did you mean 'budget-tokens' by 'budget-token'?"),
+        ({"zzz": 3}, "got 'zzz'; there are "),
+        ([1], "expected .* to hold an object"),
+        ("{", "cannot read"),
+    ],
+)
+def test_what_is_unknown_is_refused_with_the_nearest_name(
+    config: Any, said: str, tmp_path: Path
+) -> None:
+    error = run(tmp_path, config).exception
+    assert isinstance(error, ConfigurationError)
+    with pytest.raises(ConfigurationError, match=said):
+        raise error
+
+
+COMMANDS: dict[str, Any] = vars(typer.main.get_command(command_line.app))["commands"]
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_help_shows_every_default(name: str) -> None:
+    """Rich takes what stands in brackets for markup, and leaves it out unless it is escaped."""
+    shown = CliRunner().invoke(command_line.app, [name, "--help"], env={"COLUMNS": "999"}).output
+    helps = [str(getattr(parameter, "help", "")) for parameter in COMMANDS[name].params]
+    defaults = [text.partition("[default: ")[2] for text in helps if "[default: " in text]
+    assert all(f"[default: {default}" in shown for default in defaults)
+    assert all("\\[" not in line for line in shown.splitlines())
+
+
+def test_the_plan_leaves_out_what_the_folder_has(tmp_path: Path) -> None:
+    (tmp_path / "queries.json").write_text('["Why?", "How?", "When?"]')
+    queries = read_queries(tmp_path / "queries.json")
+    module = TPOModule(scorer=lambda query, response: len(response), width=2, depth=1)
+    with dspy.context(lm=ScriptedLM(lambda prompt: "Because.")):
+        run_queries(module, queries[:2], out=tmp_path / "run")
+    command = ["run", "--data", str(tmp_path / "queries.json"), "--width", "2", "--depth", "1"]
+    said = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "run"), "--dry-run"]).output
+    assert "1 query" in said
+    assert f"besides 2 queries whose results are in {tmp_path / 'run'} already" in said
+    assert "3 queries" in CliRunner().invoke(app, [*command, "--dry-run"]).output
+
+
+def test_ray_wants_many_queries_and_a_reachable_lm(tmp_path: Path) -> None:
+    one = CliRunner().invoke(app, ["run", "Why?", "--ray", "auto"]).exception
+    (tmp_path / "queries.json").write_text('["Why?"]')
+    many = ["run", "--data", str(tmp_path / "queries.json"), "--ray", "auto"]
+    embedded = CliRunner().invoke(app, many).exception
+    assert "expected --data with --ray" in str(one)
+    assert "an LM that every machine reaches, got the embedded one" in str(embedded)
