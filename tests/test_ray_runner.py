@@ -5,15 +5,36 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.perf.fake_server import start_server
+
+NEEDED = "needs ray: pip install 'dspy-tpo[ray]'"
+RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # On a busy machine its processes take longer to start than Ray expects.
+    "RAY_raylet_start_wait_time_s": "120",
+    "RAY_agent_register_timeout_ms": "120000",
+    "RAY_worker_register_timeout_seconds": "120",
+}
+
+
+def needs_ray(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that starts Ray."""
+    missing = importlib.util.find_spec("ray") is None
+    for mark in (pytest.mark.ray, pytest.mark.server, pytest.mark.skipif(missing, reason=NEEDED)):
+        test = mark(test)
+    return test
+
 
 SCRIPT = """
 import json, os, signal, socket, sys
@@ -66,11 +87,7 @@ print(json.dumps({"killed": killed, "finished": [first.finished, again.finished]
 """
 
 
-@pytest.mark.ray
-@pytest.mark.server
-@pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None, reason="needs ray: pip install 'dspy-tpo[ray]'"
-)
+@needs_ray
 @pytest.mark.parametrize("scorers", [0, 1])
 def test_a_worker_that_is_killed_costs_at_most_its_calls_in_flight(
     scorers: int, tmp_path: Path
@@ -94,17 +111,35 @@ def test_a_worker_that_is_killed_costs_at_most_its_calls_in_flight(
     assert len(scored) - len(set(scored)) <= 4 * 5
 
 
+@needs_ray
+def test_sigterm_leaves_a_folder_that_one_process_continues(tmp_path: Path) -> None:
+    (tmp_path / "queries.json").write_text(json.dumps([f"[q{i}] Why {i}?" for i in range(24)]))
+    (tmp_path / "reward.py").write_text("def reward(query, response):\n    return len(response)\n")
+    run = "run --data queries.json --lm openai/fake --api-key x --max-in-flight 8 --seed 0 --out run"
+    program = [sys.executable, "-c", "from tpo_modules.cli import main; main()", *run.split()]
+    environment = {**os.environ, **RAY, "HOME": str(tmp_path), "PYTHONPATH": os.getcwd()}
+    with start_server(log=tmp_path / "log", median=0.2) as server:
+        program += ["--reward", "python:reward.py:reward", "--api-base", server.url]
+        first = subprocess.Popen([*program, "--ray", "local"], cwd=tmp_path, env=environment)
+        finished = tmp_path / "run/results.jsonl"
+        while not (finished.exists() and finished.read_text().count("\n") >= 4):
+            assert first.poll() is None
+            time.sleep(0.1)
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(30) == 130
+        subprocess.run(program, cwd=tmp_path, env=environment, check=True, timeout=100)
+        served = Counter(row["key"] for row in server.served() if row["outcome"] == "served")
+    assert len(finished.read_text().splitlines()) == 24
+    assert len(served) == sum(served.values()) == 7 * 24
+
+
 def run_script(url: str, folder: Path, *, scorers: int) -> dict[str, Any]:
     script = folder / "script.py"
     script.write_text(SCRIPT)
     environment = {
         **os.environ,
+        **RAY,
         "HOME": str(folder),  # where Ray keeps a token of its own
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # On a busy machine its processes take longer to start than Ray expects.
-        "RAY_raylet_start_wait_time_s": "120",
-        "RAY_agent_register_timeout_ms": "120000",
-        "RAY_worker_register_timeout_seconds": "120",
     }
     done = subprocess.run(
         [sys.executable, str(script), url, str(folder), str(scorers)],

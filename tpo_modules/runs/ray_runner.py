@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
+import threading
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -307,7 +309,8 @@ def _connected(address: str) -> Generator[Any]:
         return
     own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address=address, log_to_driver=False, **own)
+        with _own_signal_handlers():
+            ray.init(address=address, log_to_driver=False, **own)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigurationError(
             f"expected the address of a Ray cluster, or 'local' to start one here, got {address!r}: {error}"
@@ -316,3 +319,17 @@ def _connected(address: str) -> Generator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_signal_handlers() -> Generator[None]:
+    """Keep what this process does on Ctrl-C and SIGTERM: Ray puts its own handlers there, which end it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
