@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import typer
 from typer.testing import CliRunner, Result
 
 from optimizers.command import cli as command_line
+from tests.perf.fake_server import start_server
 from tpo_modules import TPOModule
 from tpo_modules.cli import app
+from tpo_modules.cli.options import RunOptions, make_critic
 from tpo_modules.errors import ConfigurationError
 from tpo_modules.runs import read_queries, run_queries
 from tpo_modules.testing import ScriptedLM
@@ -84,3 +87,30 @@ def test_ray_wants_many_queries_and_a_reachable_lm(tmp_path: Path) -> None:
     embedded = CliRunner().invoke(app, many).exception
     assert "expected --data with --ray" in str(one)
     assert "an LM that every machine reaches, got the embedded one" in str(embedded)
+
+
+@pytest.mark.server
+def test_the_critic_may_live_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text("def reward(query, response):\n    return len(response)\n")
+    one = ["run", "Why?", "--depth", "1", "--reward", f"python:{tmp_path / 'reward.py'}:reward"]
+    critic = ["--critic-lm", "openai/critic", "--critic-api-base"]
+    with start_server() as policy, start_server() as other:
+        command = [*one, "--lm", "openai/policy", "--api-base", policy.url, *critic, other.url]
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.output
+        assert policy.stats()["served"] == 2  # the samples and the updates
+        assert other.stats()["served"] == 2  # loss and gradient
+
+
+def test_the_policys_key_stays_with_the_policy() -> None:
+    options = RunOptions(
+        lm="openai/policy",
+        api_base="http://policy/v1",
+        api_key="secret",
+        critic_lm="openai/critic",
+    )
+    elsewhere = replace(options, critic_api_base="http://critic/v1")
+    assert make_critic(options).link.headers["authorization"] == "Bearer secret"
+    assert "secret" not in str(make_critic(elsewhere).link.headers)
+    with pytest.raises(ConfigurationError, match="--critic-lm with --critic-api-base, got none"):
+        make_critic(replace(elsewhere, critic_lm=None))

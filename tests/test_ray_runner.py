@@ -115,7 +115,9 @@ def test_a_worker_that_is_killed_costs_at_most_its_calls_in_flight(
 def test_sigterm_leaves_a_folder_that_one_process_continues(tmp_path: Path) -> None:
     (tmp_path / "queries.json").write_text(json.dumps([f"[q{i}] Why {i}?" for i in range(24)]))
     (tmp_path / "reward.py").write_text("def reward(query, response):\n    return len(response)\n")
-    run = "run --data queries.json --lm openai/fake --api-key x --max-in-flight 8 --seed 0 --out run"
+    run = (
+        "run --data queries.json --lm openai/fake --api-key x --max-in-flight 8 --seed 0 --out run"
+    )
     program = [sys.executable, "-c", "from tpo_modules.cli import main; main()", *run.split()]
     environment = {**os.environ, **RAY, "HOME": str(tmp_path), "PYTHONPATH": os.getcwd()}
     with start_server(log=tmp_path / "log", median=0.2) as server:

@@ -37,6 +37,20 @@ ApiKey = Annotated[
     str | None,
     model_option(help="Key for the LM's endpoint.", envvar="TPO_API_KEY", show_envvar=True),
 ]
+CriticApiBase = Annotated[
+    str | None,
+    model_option(
+        help="URL of the critic's endpoint. \\[default: --api-base, where --critic-lm is no embedded one]"
+    ),
+]
+CriticApiKey = Annotated[
+    str | None,
+    model_option(
+        help="Key for --critic-api-base; --api-key is not sent there.",
+        envvar="TPO_CRITIC_API_KEY",
+        show_envvar=True,
+    ),
+]
 CriticLm = Annotated[str | None, model_option(help="Another LM for the loss and the gradient.")]
 Reward = Annotated[
     str,

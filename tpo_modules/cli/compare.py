@@ -16,7 +16,7 @@ from rich.text import Text
 
 from tpo_modules.cli import arguments
 from tpo_modules.cli.many import progress_text
-from tpo_modules.cli.options import EMBEDDED, RunOptions, make_lm, shared_arguments
+from tpo_modules.cli.options import EMBEDDED, RunOptions, make_critic, make_lm, shared_arguments
 from tpo_modules.cli.report import write_report
 from tpo_modules.cli.rewards import load_scorer, make_ready
 from tpo_modules.errors import ConfigurationError
@@ -49,6 +49,8 @@ def compare_command(
     api_base: arguments.ApiBase = None,
     api_key: arguments.ApiKey = None,
     critic_lm: arguments.CriticLm = None,
+    critic_api_base: arguments.CriticApiBase = None,
+    critic_api_key: arguments.CriticApiKey = None,
     reward: arguments.Reward = "bundled",
     judge: Annotated[
         str | None,
@@ -88,14 +90,15 @@ def compare_command(
     if match not in ("samples", "tokens"):
         raise ConfigurationError(f"expected --match samples or tokens, got {match!r}")
     options = RunOptions(
-        lm=lm, api_base=api_base, api_key=api_key, critic_lm=critic_lm, reward=reward, width=width,
-        depth=depth, temperature=temperature, top_p=top_p, max_tokens=max_tokens,
+        lm=lm, api_base=api_base, api_key=api_key, critic_lm=critic_lm,
+        critic_api_base=critic_api_base, critic_api_key=critic_api_key, reward=reward, width=width, depth=depth,
+        temperature=temperature, top_p=top_p, max_tokens=max_tokens,
         critique_max_tokens=critique_max_tokens, seed=seed, native_n=native_n,
     )  # fmt: skip
     rows = read_queries(data, limit=None if limit is None else skip + limit)[skip:]
     common = shared_arguments(options)
-    if critic_lm is not None:
-        common["critic_lm"] = make_lm(critic_lm, options)
+    if (critic := make_critic(options)) is not None:
+        common["critic_lm"] = critic
     make_ready(common["scorer"])
     second = None if judge is None else make_ready(load_scorer(judge))
     chosen = make_methods(methods or _DEFAULT, common, depth=depth)

@@ -52,6 +52,8 @@ def evaluate(
     api_base: arguments.ApiBase = None,
     api_key: arguments.ApiKey = None,
     critic_lm: arguments.CriticLm = None,
+    critic_api_base: arguments.CriticApiBase = None,
+    critic_api_key: arguments.CriticApiKey = None,
     reward: arguments.Reward = "bundled",
     width: arguments.Width = 5,
     depth: arguments.Depth = 2,
@@ -113,7 +115,8 @@ def evaluate(
     chosen = BENCHMARKS[benchmark]
     console = Console(stderr=True, quiet=json_)
     options = RunOptions(
-        lm=lm, api_base=api_base, api_key=api_key, critic_lm=critic_lm, reward=reward, method=method,
+        lm=lm, api_base=api_base, api_key=api_key, critic_lm=critic_lm,
+        critic_api_base=critic_api_base, critic_api_key=critic_api_key, reward=reward, method=method,
         width=width, depth=depth, temperature=temperature, top_p=top_p, max_tokens=max_tokens,
         critique_max_tokens=critique_max_tokens, seed=seed, native_n=native_n,
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class RunOptions:
     api_base: str | None = None
     api_key: str | None = None
     critic_lm: str | None = None
+    critic_api_base: str | None = None
+    critic_api_key: str | None = None
     reward: str = "bundled"
     method: str = "tpo"
     width: int = 5
@@ -98,6 +100,21 @@ def make_lm(model: str, options: RunOptions) -> Any:
         ) from error
 
 
+def make_critic(options: RunOptions) -> Any:
+    """Make the LM of loss and gradient, or None where the policy says them.
+
+    Raises:
+        ConfigurationError: As `make_lm`; or there is an address and no ``--critic-lm``.
+    """
+    if options.critic_lm is None:
+        if options.critic_api_base is not None:
+            raise ConfigurationError("expected --critic-lm with --critic-api-base, got none")
+        return None
+    if options.critic_api_base is not None:
+        options = replace(options, api_base=options.critic_api_base, api_key=options.critic_api_key)
+    return make_lm(options.critic_lm, options)
+
+
 def _server_lm(model: str, addresses: str, api_key: str | None) -> Any:
     from tpo_modules.lms.openai_lm import OpenAIServerLM
 
@@ -129,7 +146,6 @@ def make_module(
     common: dict[str, Any] = {"policy": policy, **shared_arguments(options, scorer=scorer)}
     if options.method == "bon":
         return BestOfNModule(**common)
-    critic = make_lm(options.critic_lm, options) if options.critic_lm else None
     rule = StopRule(
         patience=options.patience, min_gap=options.min_gap, token_budget=options.token_budget
     )
@@ -137,7 +153,7 @@ def make_module(
         "depth": options.depth,
         "selection": options.selection,
         "stop": rule,
-        "critic_lm": critic,
+        "critic_lm": make_critic(options),
     }
     return METHODS[options.method](**common, **extra, **_programs(options))
 

@@ -45,6 +45,8 @@ def run(
     api_base: arguments.ApiBase = None,
     api_key: arguments.ApiKey = None,
     critic_lm: arguments.CriticLm = None,
+    critic_api_base: arguments.CriticApiBase = None,
+    critic_api_key: arguments.CriticApiKey = None,
     reward: arguments.Reward = "bundled",
     method: Annotated[
         str, arguments.method_option(help="tpo, revision or bon (best-of-N).")
@@ -151,6 +153,8 @@ def run(
         api_base=api_base,
         api_key=api_key,
         critic_lm=critic_lm,
+        critic_api_base=critic_api_base,
+        critic_api_key=critic_api_key,
         reward=reward,
         method=method,
         width=width,
