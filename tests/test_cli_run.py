@@ -89,6 +89,11 @@ def test_ray_wants_many_queries_and_a_reachable_lm(tmp_path: Path) -> None:
     assert "an LM that every machine reaches, got the embedded one" in str(embedded)
 
 
+def test_a_misspelt_reward_is_no_hub_id() -> None:
+    error = CliRunner().invoke(app, ["run", "Why?", "--reward", "bundeled"]).exception
+    assert "there is no 'bundeled'; did you mean 'bundled'" in str(error)
+
+
 @pytest.mark.server
 def test_the_critic_may_live_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "reward.py").write_text("def reward(query, response):\n    return len(response)\n")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from tpo_modules.errors import ConfigurationError
+from tpo_modules.errors import ConfigurationError, nearest
 from tpo_modules.scorers import JudgeScorer, RewardModelScorer, ServerScorer
 from tpo_modules.scorers.base import Scorer
 from tpo_modules.scorers.function import as_scorer
@@ -25,7 +26,7 @@ def load_scorer(spec: str, *, lm_options: dict[str, Any] | None = None) -> Score
         lm_options: Keyword arguments of the judge's ``dspy.LM``.
 
     Raises:
-        ConfigurationError: The text has a known form with something wrong in it.
+        ConfigurationError: The text has a known form with something wrong in it, or is nearly ``bundled``.
     """
     if not spec.strip():
         raise ConfigurationError(
@@ -34,6 +35,9 @@ def load_scorer(spec: str, *, lm_options: dict[str, Any] | None = None) -> Score
     for prefix, make in _FORMS.items():
         if spec.startswith(prefix):
             return make(spec, lm_options or {})
+    hint = nearest([spec], ["bundled"])
+    if hint and not Path(spec).exists():
+        raise ConfigurationError(f"expected a reward model, there is no {spec!r}{hint}")
     return RewardModelScorer(spec)
 
 
