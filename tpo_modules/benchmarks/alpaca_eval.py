@@ -21,7 +21,7 @@ from tpo_modules.benchmarks.pairwise import (
     win_rate,
 )
 from tpo_modules.benchmarks.rows import HubSource, id_of, text_of
-from tpo_modules.errors import MissingExtraError
+from tpo_modules.errors import ConfigurationError, MissingExtraError, explain
 from tpo_modules.estimates import Estimate
 
 
@@ -106,6 +106,7 @@ def run_package(
 
     Raises:
         MissingExtraError: The package is not installed.
+        ConfigurationError: The package does not reach the hub, or cannot write.
     """
     try:
         package: Any = importlib.import_module("alpaca_eval")
@@ -118,16 +119,27 @@ def run_package(
         _output(item, item.reference["baseline"], item.reference["generator"]) for item in answered
     ]
     extra: dict[str, Any] = {} if annotators is None else {"annotators_config": annotators}
-    leaderboard, _ = package.evaluate(
-        model_outputs=[_output(item, answers[item.id].response, generator) for item in answered],
-        reference_outputs=baseline,
-        name=generator,
-        output_path=str(folder),
-        precomputed_leaderboard=None,
-        is_return_instead_of_print=True,
-        is_cache_leaderboard=False,
-        metric_kwargs={"save_weights_dir": None},  # by default it writes into its own installation
-        **extra,
-    )
+    try:
+        leaderboard, _ = package.evaluate(
+            model_outputs=[
+                _output(item, answers[item.id].response, generator) for item in answered
+            ],
+            reference_outputs=baseline,
+            name=generator,
+            output_path=str(folder),
+            precomputed_leaderboard=None,
+            is_return_instead_of_print=True,
+            is_cache_leaderboard=False,
+            metric_kwargs={
+                "save_weights_dir": None
+            },  # by default it writes into its own installation
+            **extra,
+        )
+    except OSError as error:  # of the hub, too
+        raise ConfigurationError(
+            "expected the package alpaca_eval to reach the Hugging Face hub, which has each instruction's "
+            f"difficulty, got {type(error).__name__}: {explain(error)} What was judged is kept by the "
+            "package: mend the connection and give the same command again"
+        ) from error
     row: dict[str, Any] = leaderboard.loc[generator].to_dict()
     return {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
