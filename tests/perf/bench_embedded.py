@@ -4,8 +4,8 @@
 
 D2-N5 on real queries with the bundled reward model: the queries are answered by `arun_queries`, a part at a time,
 and after each part a bare ``httpx`` client sends the same requests, as many at a time, none waiting for another and
-nothing scored. Each of its queries begins with another number, so that the server has not seen it before. Printed are
-generated tokens per second of both, counted in the same way, and their ratio.
+nothing scored. Each of its queries begins with another number, so that the server has not seen it before. Printed
+are generated tokens per second of both, counted in the same way, and their ratio.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def run(
     limit = module.sampling
     requests: list[dict[str, Any]] = [
         {
-            "messages": renumbered(call.messages, trace.query),
+            "messages": renumbered(call.messages or [], trace.query),
             "n": len(call.completions),
             "max_tokens": limit.max_tokens,
             "temperature": limit.temperature,
