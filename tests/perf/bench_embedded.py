@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import logging
 import random
 import tempfile
 import time
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=4)
     parser.add_argument("--max-tokens", type=int, default=24)
     args = parser.parse_args()
+    logging.getLogger("dspy").setLevel(logging.ERROR)  # it warns of every text that is cut
     rows = itertools.islice(itertools.cycle(read_queries(args.data)), args.queries)
     queries = [QueryRow(str(at), row.inputs) for at, row in enumerate(rows)]
     limit = Sampling(max_tokens=args.max_tokens)

@@ -31,6 +31,7 @@ from tpo_modules.runs.runner import RunSettings
 
 _DEFAULT = ("single", "bon", "revision", "tpo")
 _LOG_EVERY = 10.0  # seconds
+_SHORT = 64  # tokens, so that ten queries on the embedded LM take minutes
 _PIPED_WIDTH = 180
 
 
@@ -71,8 +72,18 @@ def compare_command(
     depth: arguments.Depth = 2,
     temperature: arguments.Temperature = 0.7,
     top_p: arguments.TopP = 0.95,
-    max_tokens: arguments.MaxTokens = None,
-    critique_max_tokens: arguments.CritiqueMaxTokens = None,
+    max_tokens: Annotated[
+        int | None,
+        arguments.sampling_option(
+            help="Limit of a response. \\[default: 64 if embedded, else 2048]"
+        ),
+    ] = None,
+    critique_max_tokens: Annotated[
+        int | None,
+        arguments.sampling_option(
+            help="Limit of a critique. \\[default: 64 if embedded, else the LM's own]"
+        ),
+    ] = None,
     seed: arguments.Seed = 0,
     native_n: arguments.NativeN = None,
     max_in_flight: arguments.MaxInFlight = None,
@@ -89,11 +100,12 @@ def compare_command(
         raise ConfigurationError("expected --data FILE, the queries to compare on")
     if match not in ("samples", "tokens"):
         raise ConfigurationError(f"expected --match samples or tokens, got {match!r}")
+    short = _SHORT if RunOptions(lm=lm).embedded else None
     options = RunOptions(
         lm=lm, api_base=api_base, api_key=api_key, critic_lm=critic_lm,
         critic_api_base=critic_api_base, critic_api_key=critic_api_key, reward=reward, width=width, depth=depth,
-        temperature=temperature, top_p=top_p, max_tokens=max_tokens,
-        critique_max_tokens=critique_max_tokens, seed=seed, native_n=native_n,
+        temperature=temperature, top_p=top_p, max_tokens=max_tokens or short,
+        critique_max_tokens=critique_max_tokens or short, seed=seed, native_n=native_n,
     )  # fmt: skip
     rows = read_queries(data, limit=None if limit is None else skip + limit)[skip:]
     common = shared_arguments(options)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from tpo_modules.scorers.forward import Forward
     from tpo_modules.scorers.loading import LoadedModel
 
+# The most inputs and tokens of a forward pass, by tests/perf/scorer_throughput.py.
+_ON_CPU, _ON_GPU = (16, 4096), (64, 16384)
+
 
 class RewardModelScorer:
     """Rewards responses by a reward model in this process: raw logits, higher is better.
@@ -42,9 +45,10 @@ class RewardModelScorer:
             configuration. Needed where there are several and no recipe says which.
         max_length: The most tokens of an input; None takes the model's limit. What is longer is
             cut (query's middle first), and the reward's notes say so.
-        batch_size: The most inputs in one forward pass.
-        max_batch_tokens: The most tokens in one forward pass, padding included; None takes 1024 on
-            a CPU, whose caches larger batches overflow, and 16384 elsewhere.
+        batch_size: The most inputs in one forward pass; None takes 16 on a CPU, whose caches larger
+            batches overflow, and 64 elsewhere.
+        max_batch_tokens: The most tokens in one forward pass, padding included; None takes 4096 on
+            a CPU, and 16384 elsewhere.
         padding_side: "right" is exact for all models of ``transformers``; "left" is for remote
             code that reads the last position, and never for encoders such as BERT.
         chat_template: A Jinja template instead of the tokenizer's.
@@ -68,7 +72,7 @@ class RewardModelScorer:
         format: Format | None = None,
         output: int | str | None = None,
         max_length: int | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         max_batch_tokens: int | None = None,
         padding_side: Literal["right", "left"] | None = None,
         chat_template: str | None = None,
@@ -187,9 +191,10 @@ class RewardModelScorer:
         recipe = loaded.recipe
         _check_padding_side(self.model, self.padding_side, loaded)
         output = recipe.output if self.output is None else self.output
+        size, tokens = _ON_CPU if loaded.device.type == "cpu" else _ON_GPU
         options = ForwardOptions(
-            batch_size=self.batch_size,
-            max_batch_tokens=self.max_batch_tokens or _batch_tokens(loaded.device.type),
+            batch_size=self.batch_size or size,
+            max_batch_tokens=self.max_batch_tokens or tokens,
             padding_side=self.padding_side,
             output=_output_index(self.model, output, loaded.labels),
             reward_field=recipe.reward_field,
@@ -264,10 +269,6 @@ def _ended(encoded: Encoded, token_id: int) -> Encoded:
     if encoded.ids[-1:] == (token_id,):
         return encoded
     return Encoded((*encoded.ids, token_id), notes=encoded.notes)
-
-
-def _batch_tokens(device_type: str) -> int:
-    return 1024 if device_type == "cpu" else 16384
 
 
 def _check_padding_side(model: str, side: str, loaded: LoadedModel) -> None:
