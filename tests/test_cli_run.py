@@ -22,6 +22,10 @@ from tpo_modules.runs import read_queries, run_queries
 from tpo_modules.testing import ScriptedLM
 
 
+def length(query: str, response: str) -> float:
+    return len(response)
+
+
 def run(folder: Path, config: Any, *more: str) -> Result:
     (folder / "reward.py").write_text("def reward(query, response):\n    return 1.0\n")
     (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
@@ -70,7 +74,7 @@ def test_help_shows_every_default(name: str) -> None:
 def test_the_plan_leaves_out_what_the_folder_has(tmp_path: Path) -> None:
     (tmp_path / "queries.json").write_text('["Why?", "How?", "When?"]')
     queries = read_queries(tmp_path / "queries.json")
-    module = TPOModule(scorer=lambda query, response: len(response), width=2, depth=1)
+    module = TPOModule(scorer=length, width=2, depth=1)
     with dspy.context(lm=ScriptedLM(lambda prompt: "Because.")):
         run_queries(module, queries[:2], out=tmp_path / "run")
     command = ["run", "--data", str(tmp_path / "queries.json"), "--width", "2", "--depth", "1"]

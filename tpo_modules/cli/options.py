@@ -106,13 +106,14 @@ def make_critic(options: RunOptions) -> Any:
     Raises:
         ConfigurationError: As `make_lm`; or there is an address and no ``--critic-lm``.
     """
-    if options.critic_lm is None:
-        if options.critic_api_base is not None:
+    critic, address = options.critic_lm, options.critic_api_base
+    if critic is None:
+        if address is not None:
             raise ConfigurationError("expected --critic-lm with --critic-api-base, got none")
         return None
-    if options.critic_api_base is not None:
-        options = replace(options, api_base=options.critic_api_base, api_key=options.critic_api_key)
-    return make_lm(options.critic_lm, options)
+    if address is not None:
+        options = replace(options, api_base=address, api_key=options.critic_api_key)
+    return make_lm(critic, options)
 
 
 def _server_lm(model: str, addresses: str, api_key: str | None) -> Any:
