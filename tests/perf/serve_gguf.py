@@ -4,9 +4,9 @@
     python tests/perf/serve_gguf.py MODEL.gguf [--port 8123]
     tpo compare ... --lm openai/MODEL --api-base http://127.0.0.1:8123/v1 --max-in-flight 12
 
-The embedded LM computes each sequence nearly alone; many of them side by side go several times faster here. The
-weights are stored anew as Q8_0, once, in ``--cache``: OpenVINO's reader changes those of finer quantizations, and
-greedy texts were other than those of `transformers`; with Q8_0 and fp32 they are the same.
+llama.cpp gains little on a CPU from computing sequences side by side, OpenVINO much. The weights are stored anew as
+Q8_0, once, in ``--cache``: OpenVINO's reader changes those of finer quantizations, and greedy texts were other than
+those of `transformers`; with Q8_0 and fp32 they are the same.
 
 One route, ``/v1/chat/completions``, with ``n``, ``seed``, ``temperature``, ``top_p`` and ``max_tokens``. It is for
 this machine's own clients, not for a network.
