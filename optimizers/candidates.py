@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import dspy
 
 from tpo_modules.errors import ConfigurationError, TPOError
+from tpo_modules.objects import load_object
 from tpo_modules.step import Program, Step, check_offered, find_predictors
-from tpo_modules.templates import load_object, load_program, template_signature
+from tpo_modules.templates import load_program, template_signature
 from tpo_modules.tpo import TPOModule
 
 Module = TypeVar("Module", bound=TPOModule)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import dspy
 import pytest
 import typer
@@ -58,14 +59,13 @@ def test_what_is_unknown_is_refused_with_the_nearest_name(
         raise error
 
 
-COMMANDS: dict[str, Any] = vars(typer.main.get_command(command_line.app))["commands"]
-
-
-@pytest.mark.parametrize("name", list(COMMANDS))
+@pytest.mark.parametrize("name", command_line.COMMANDS)
 def test_help_shows_every_default(name: str) -> None:
     """Rich takes what stands in brackets for markup, and leaves it out unless it is escaped."""
     shown = CliRunner().invoke(command_line.app, [name, "--help"], env={"COLUMNS": "999"}).output
-    helps = [str(getattr(parameter, "help", "")) for parameter in COMMANDS[name].params]
+    group: Any = typer.main.get_command(command_line.app)
+    parameters = group.get_command(click.Context(group), name).params
+    helps = [str(getattr(parameter, "help", "")) for parameter in parameters]
     defaults = [text.partition("[default: ")[2] for text in helps if "[default: " in text]
     assert all(f"[default: {default}" in shown for default in defaults)
     assert all("\\[" not in line for line in shown.splitlines())
@@ -123,3 +123,15 @@ def test_the_policys_key_stays_with_the_policy() -> None:
     assert "secret" not in str(make_critic(elsewhere).link.headers)
     with pytest.raises(ConfigurationError, match="--critic-lm with --critic-api-base, got none"):
         make_critic(replace(elsewhere, critic_lm=None))
+
+
+def test_commands_are_listed_by_what_they_say_of_themselves() -> None:
+    """The list is read from sources; the command itself is imported when it is called."""
+    shown = CliRunner().invoke(command_line.app, ["--help"], env={"COLUMNS": "200"}).output
+    group: Any = typer.main.get_command(command_line.app)
+    for name in command_line.COMMANDS:
+        said = group.get_command(click.Context(group), name).help.partition("\n\n")[0]
+        assert " ".join(said.split()) in " ".join(shown.replace("│", "").split()), name
+    wrong = CliRunner().invoke(command_line.app, ["repot"])
+    assert wrong.exit_code == 2
+    assert "Did you mean 'report'" in wrong.output

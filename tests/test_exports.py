@@ -73,9 +73,28 @@ print(sorted(heavy & set(sys.modules)))
 """
 
 
-def test_the_import_is_light() -> None:
+SCORERS = """
+import sys
+from tpo_modules import FunctionScorer, Query
+from tpo_modules.scorers import RewardModelScorer, ServerScorer
+assert FunctionScorer(lambda query, response: len(response)).score(Query("q"), ["a", "bc"]) == [1, 2]
+print(sorted({"torch", "transformers", "litellm", "dspy", "typer"} & set(sys.modules)))
+"""
+
+COMMAND_LINE = """
+import sys
+from typer.testing import CliRunner
+from optimizers.command import cli
+for words in (["--help"], ["score", "--help"], ["report", "--help"], ["serve-scorer", "--help"]):
+    assert CliRunner().invoke(cli.app, words).exit_code == 0
+print(sorted({"torch", "transformers", "litellm", "dspy", "matplotlib"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("script", [LIGHT, SCORERS, COMMAND_LINE])
+def test_the_import_is_light(script: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", LIGHT], capture_output=True, text=True, check=False
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert done.stdout == "[]\n", done.stderr
 

@@ -33,7 +33,7 @@ from tpo_modules.scorers.sources import LoadOptions  # noqa: E402
 QUERY = "How do I bake a loaf of bread that stays fresh for several days?"
 WORDS = ["mix", "flour", "with", "water", "and", "salt", "then", "wait", "for", "dough", "(x", "+"]
 MIXES = {"short": (3.2, 0.9, 150), "long": (4.2, 0.9, 300)}  # log-normal: mean, spread, most words
-LONG = {"max_position_embeddings": 4096}  # so that nothing is cut
+LONG: dict[str, Any] = {"max_position_embeddings": 4096}  # so that nothing is cut
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 NO_LIMIT = 1_000_000
 

@@ -10,32 +10,17 @@ from rich.console import Console
 from rich.text import Text
 
 from tpo_modules import TPOError, __version__
-from tpo_modules.cli.compare import compare_command
-from tpo_modules.cli.demo import demo
-from tpo_modules.cli.eval import evaluate
-from tpo_modules.cli.experiment import experiment_command
-from tpo_modules.cli.reference import export_reference, import_reference
-from tpo_modules.cli.report import report
-from tpo_modules.cli.run import run
-from tpo_modules.cli.score import score
-from tpo_modules.cli.serve import serve_scorer
+from tpo_modules.cli.commands import COMMANDS, LazyCommands
+
+__all__ = ["COMMANDS", "app", "main"]
 
 app = typer.Typer(
+    cls=LazyCommands,
     help="Test-time preference optimization: steer a frozen LM to a reward model while it answers.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(run)
-app.command()(demo)
-app.command("compare")(compare_command)
-app.command("experiment")(experiment_command)
-app.command("eval")(evaluate)
-app.command()(score)
-app.command()(report)
-app.command()(import_reference)
-app.command()(export_reference)
-app.command("serve-scorer")(serve_scorer)
 
 
 @app.callback(invoke_without_command=True)

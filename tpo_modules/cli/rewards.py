@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from tpo_modules.errors import ConfigurationError, nearest
-from tpo_modules.scorers import JudgeScorer, RewardModelScorer, ServerScorer
+from tpo_modules.objects import load_object
 from tpo_modules.scorers.base import Scorer
 from tpo_modules.scorers.function import as_scorer
+from tpo_modules.scorers.reward_model import RewardModelScorer
+from tpo_modules.scorers.server import ServerScorer
 from tpo_modules.scorers.transport import Retry
 from tpo_modules.scorers.wire_shapes import WIRES
-from tpo_modules.templates import load_object
 
 
 def load_scorer(spec: str, *, lm_options: dict[str, Any] | None = None) -> Scorer:
@@ -63,6 +64,8 @@ def _from_python(spec: str, _: dict[str, Any]) -> Scorer:
 
 def _judge(spec: str, lm_options: dict[str, Any]) -> Scorer:
     import dspy
+
+    from tpo_modules.scorers.judge import JudgeScorer
 
     return JudgeScorer(dspy.LM(spec.removeprefix("judge:"), **lm_options))
 

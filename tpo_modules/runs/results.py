@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dspy
 from pydantic import BaseModel, ConfigDict, Field
 
 from tpo_modules.errors import explain
 from tpo_modules.trace import Failure, TPOTrace
+
+if TYPE_CHECKING:
+    import dspy
 
 
 class QueryResult(BaseModel):

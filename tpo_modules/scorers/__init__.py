@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tpo_modules.lazy import exports
 from tpo_modules.scorers.base import AsyncScorer, Query, Response, Reward, Scorer, as_query
 from tpo_modules.scorers.function import FunctionScorer, as_scorer
 
@@ -22,30 +22,23 @@ if TYPE_CHECKING:
         RegexScorer,
     )
 
-
-_LAZY = {
-    "BatchingScorer": "tpo_modules.scorers.batching",
-    "EnsembleScorer": "tpo_modules.scorers.compose",
-    "ExactMatchScorer": "tpo_modules.scorers.verifiable",
-    "JSONSchemaScorer": "tpo_modules.scorers.verifiable",
-    "JudgeScorer": "tpo_modules.scorers.judge",
-    "LengthPenalisedScorer": "tpo_modules.scorers.compose",
-    "MathScorer": "tpo_modules.scorers.verifiable",
-    "PairRM": "tpo_modules.scorers.pairwise",
-    "PairwiseJudge": "tpo_modules.scorers.judge",
-    "PairwiseScorer": "tpo_modules.scorers.pairwise",
-    "RegexScorer": "tpo_modules.scorers.verifiable",
-    "RewardModelScorer": "tpo_modules.scorers.reward_model",
-    "ServerScorer": "tpo_modules.scorers.server",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a scorer's module only when the scorer is asked for."""
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
+__getattr__, __dir__ = exports(
+    __name__,
+    {
+        "tpo_modules.scorers.batching": ["BatchingScorer"],
+        "tpo_modules.scorers.compose": ["EnsembleScorer", "LengthPenalisedScorer"],
+        "tpo_modules.scorers.judge": ["JudgeScorer", "PairwiseJudge"],
+        "tpo_modules.scorers.pairwise": ["PairRM", "PairwiseScorer"],
+        "tpo_modules.scorers.reward_model": ["RewardModelScorer"],
+        "tpo_modules.scorers.server": ["ServerScorer"],
+        "tpo_modules.scorers.verifiable": [
+            "ExactMatchScorer",
+            "JSONSchemaScorer",
+            "MathScorer",
+            "RegexScorer",
+        ],
+    },
+)
 
 __all__ = [
     "AsyncScorer",

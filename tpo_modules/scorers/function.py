@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Literal
-
-import dspy
 
 from tpo_modules.errors import ConfigurationError, RewardError
 from tpo_modules.scorers.base import Reward, Scorer, as_query
@@ -100,6 +99,8 @@ class FunctionScorer:
     def _arguments(self, query: str, response: str) -> tuple[Any, Any]:
         if self.form == "text":
             return query, response
+        import dspy
+
         inputs = dict(as_query(query).inputs)
         prediction = getattr(response, "prediction", None)
         if prediction is None:
@@ -145,7 +146,7 @@ def as_reward(value: Any) -> Reward:
     feedback = None
     if isinstance(value, Reward):
         return value
-    if isinstance(value, (dspy.Prediction, Mapping)):
+    if isinstance(value, Mapping) or _is_prediction(value):
         feedback = value.get("feedback")
         value = value.get("score")
     try:
@@ -157,6 +158,16 @@ def as_reward(value: Any) -> Reward:
             f"expected a number as the reward of a response, got {value!r} ({type(value).__name__}); "
             "return a float, a Reward, or a dspy.Prediction(score=..., feedback=...)"
         ) from error
+
+
+def _is_prediction(value: Any) -> bool:
+    if (
+        "dspy" not in sys.modules
+    ):  # not imported for every number of a scorer that knows nothing of it
+        return False
+    import dspy
+
+    return isinstance(value, dspy.Prediction)
 
 
 @functools.cache
