@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from tpo_modules.baselines import BestOfNModule
 from tpo_modules.cli import app
+from tpo_modules.cli.options import RunOptions
 from tpo_modules.errors import ConfigurationError, DataFileError, RunFolderError
 from tpo_modules.runs.queries import QueryRow
 from tpo_modules.runs.runner import run_queries
@@ -55,9 +56,41 @@ def test_runs_are_graded_side_by_side(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "address", "key"),
+    [
+        ("--api-key mine", None, "mine"),  # both at one provider
+        ("--api-key mine --judge-api-key its", None, "its"),
+        ("--api-base http://policy/v1 --api-key mine", None, None),
+        ("--api-key mine --judge-api-base http://judge/v1", "http://judge/v1", None),
+        ("--judge-api-base http://judge/v1 --judge-api-key its", "http://judge/v1", "its"),
+    ],
+)
+def test_no_key_goes_to_another_endpoint(
+    words: str,
+    address: str | None,
+    key: str | None,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[str | None, str | None]] = []
+
+    def make_lm(_: str, options: RunOptions) -> ScriptedLM:
+        seen.append((options.api_base, options.api_key))
+        return ScriptedLM(lambda _: "complied")
+
+    monkeypatch.setattr("tpo_modules.cli.eval.make_lm", make_lm)
+    folder = str(a_run(tmp_path / "run", ANSWER))
+    command = ["eval", "xstest", "--data", str(data), "--graded-only", folder, "--grader", "judge"]
+    CliRunner().invoke(app, [*command, "--judge", "openai/gpt-4o-mini", *words.split()])
+    assert seen == [(address, key)]
+
+
+@pytest.mark.parametrize(
     ("words", "error"),
     [
         (["mmlu"], ConfigurationError),
+        (["xstest", "--judge-api-base", "http://judge/v1"], ConfigurationError),
         (["xstest", "--grader", "oracle"], ConfigurationError),
         (["xstest", "--grader", "judge"], ConfigurationError),
         (["math500"], DataFileError),

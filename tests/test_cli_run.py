@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,3 +138,32 @@ def test_commands_are_listed_by_what_they_say_of_themselves() -> None:
     wrong = CliRunner().invoke(command_line.app, ["repot"])
     assert wrong.exit_code == 2
     assert "Did you mean 'report'" in wrong.output
+
+
+QUIET = """
+import logging, sys
+from optimizers.command import main
+sys.argv = ["tpo", *sys.argv[1:]]
+try:
+    main()
+except SystemExit:
+    print(logging.getLogger("dspy").level == logging.ERROR)
+"""
+
+
+@pytest.mark.parametrize("words", [["run", "Why?", "--dry-run"], ["score", "FILE"]])
+def test_dspys_warnings_stay_out_of_the_progress(words: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"query": "Why?", "response": "Because."}\n')
+    words = [str(file) if word == "FILE" else word for word in words]
+    with start_server() as server:
+        judge = ["--reward", "judge:openai/judge"]
+        where = ["--api-base", server.url] if words[0] == "run" else []
+        done = subprocess.run(
+            [sys.executable, "-c", QUIET, *words, *judge, *where],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "OPENAI_API_BASE": server.url, "OPENAI_API_KEY": "none"},
+        )
+    assert done.stdout.endswith("True\n"), done.stderr

@@ -35,7 +35,6 @@ def version(
 
 def main() -> None:
     """Run the command line; an error of ours is one clear message and exit status 2."""
-    logging.getLogger("dspy").setLevel(logging.ERROR)
     logging.getLogger("LiteLLM").setLevel(logging.CRITICAL)
     try:
         app()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,9 @@ class LazyCommands(TyperGroup):
         if self._listing or cmd_name not in self.commands:
             return self.commands.get(cmd_name)
         module, _, function = COMMANDS[cmd_name].partition(":")
-        return _command(cmd_name, getattr(importlib.import_module(module), function))
+        command = _command(cmd_name, getattr(importlib.import_module(module), function))
+        quieten_dspy()
+        return command
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help without importing a command."""
@@ -52,6 +55,11 @@ class LazyCommands(TyperGroup):
             super().format_help(ctx, formatter)
         finally:
             self._listing = False
+
+
+def quieten_dspy() -> None:
+    """Keep DSPy's warnings out of the progress; to be called after DSPy's import, which sets its own level."""
+    logging.getLogger("dspy").setLevel(logging.ERROR)
 
 
 def first_line(spec: str) -> str:

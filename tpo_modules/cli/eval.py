@@ -89,6 +89,12 @@ def evaluate(
         ),
     ] = None,
     judge_api_base: Annotated[str | None, typer.Option(help="URL of the judge's endpoint.")] = None,
+    judge_api_key: Annotated[
+        str | None,
+        typer.Option(
+            help="Key of the judge's endpoint. \\[default: --api-key where neither has a URL]"
+        ),
+    ] = None,
     wildguard: Annotated[
         str, typer.Option(help="WildGuard's folder or hub id.")
     ] = "allenai/wildguard",
@@ -120,7 +126,11 @@ def evaluate(
         width=width, depth=depth, temperature=temperature, top_p=top_p, max_tokens=max_tokens,
         critique_max_tokens=critique_max_tokens, seed=seed, native_n=native_n,
     )  # fmt: skip
-    judging = RunOptions(lm=judge or lm, api_base=judge_api_base, api_key=api_key, width=2)
+    if judge is None and (judge_api_base or judge_api_key):
+        raise ConfigurationError("expected --judge with --judge-api-base and --judge-api-key")
+    if api_base is None and judge_api_base is None:  # a server's own key is not for a provider
+        judge_api_key = judge_api_key or api_key
+    judging = RunOptions(lm=judge or lm, api_base=judge_api_base, api_key=judge_api_key, width=2)
     grading = GraderOptions(
         judge=judge,
         make_judge_lm=lambda name: make_lm(name, judging),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tpo_modules.cli.commands import quieten_dspy
 from tpo_modules.errors import ConfigurationError, nearest
 from tpo_modules.objects import load_object
 from tpo_modules.scorers.base import Scorer
@@ -67,6 +68,7 @@ def _judge(spec: str, lm_options: dict[str, Any]) -> Scorer:
 
     from tpo_modules.scorers.judge import JudgeScorer
 
+    quieten_dspy()
     return JudgeScorer(dspy.LM(spec.removeprefix("judge:"), **lm_options))
 
 
