@@ -96,6 +96,15 @@ def test_ray_wants_many_queries_and_a_reachable_lm(tmp_path: Path) -> None:
     assert "an LM that every machine reaches, got the embedded one" in str(embedded)
 
 
+@pytest.mark.server
+def test_a_failure_of_every_sample_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text("def reward(query, response):\n    return len(response)\n")
+    nowhere = ["run", "Why?", "--lm", "openai/none", "--api-base", "http://127.0.0.1:9/v1"]
+    reward = ["--reward", f"python:{tmp_path / 'reward.py'}:reward"]
+    said = CliRunner().invoke(app, [*nowhere, *reward]).stderr
+    assert said.count("step 0  policy   LMTransportError: [openai/none] cannot connect") == 1
+
+
 def test_a_misspelt_reward_is_no_hub_id() -> None:
     error = CliRunner().invoke(app, ["run", "Why?", "--reward", "bundeled"]).exception
     assert "there is no 'bundeled'; did you mean 'bundled'" in str(error)

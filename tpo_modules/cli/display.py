@@ -20,6 +20,8 @@ _WORDS = 160  # characters of a critique that a line shows, at most
 class LiveSteps:
     """An observer that prints a line per record: a critique's first words, or a round's rewards.
 
+    A failure that all samples of a round share, as where nothing answers, is one line.
+
     Args:
         console: Where to print.
         name_query: Whether each line begins with the query, for several at once.
@@ -41,7 +43,10 @@ class LiveSteps:
             self._round(event, record)
         elif isinstance(record, Failure):
             text = f"{record.type}: {record.message}"
-            self._line(event, record.step, record.where, text, style="yellow")
+            place = (record.step, record.where)
+            like = [f for f in event.trace.failures if (f.step, f.where) == place]
+            if sum(f"{f.type}: {f.message}" == text for f in like) == 1:
+                self._line(event, *place, text, style="yellow")
         elif record.name in ("loss", "gradient"):
             words = " ".join(record.completions[0].text.split())[:_WORDS]
             self._line(
