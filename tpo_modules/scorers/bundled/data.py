@@ -38,14 +38,15 @@ class Judged:
     """A response with an LM judge's verdict.
 
     Attributes:
+        generator: The model that wrote it.
         reference: The model whose response it was compared with.
         win_rate: The judge's probability, 0 to 1, that this response is the better one.
-        quality: The logit of `win_rate` with the query's mean and the effect of length taken off,
-            averaged with its generator's mean.
+        quality: The logit of `win_rate` with the query's mean and the effect of length taken off, shrunk.
     """
 
     query: str
     response: str
+    generator: str
     reference: str
     win_rate: float
     quality: float
@@ -107,8 +108,12 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file if line.strip()]
 
 
-def read_corpus(folder: Path) -> dict[Split, Corpus]:
+def read_corpus(folder: Path, *, attacks: bool = False) -> dict[Split, Corpus]:
     """Read all sources and split them by query.
+
+    Args:
+        folder: Where the files are.
+        attacks: Keep the responses that are attacks on the judge.
 
     Raises:
         FileNotFoundError: A source is missing.
@@ -116,7 +121,8 @@ def read_corpus(folder: Path) -> dict[Split, Corpus]:
     benchmarks, preferences = folder / "benchmarks", folder / "preferences"
     sample = json.loads((benchmarks / "reference_sample.json").read_text(encoding="utf-8"))
     held_out = frozenset(normalise(query) for query in sample)
-    judged = _grade(_rows(preferences / "alpaca_eval_judged_responses.jsonl.gz"))
+    rows = _rows(preferences / "alpaca_eval_judged_responses.jsonl.gz")
+    judged = _grade([row for row in rows if attacks or row["generator"] not in _ATTACKS])
     answers = [(r["prompt"], r["baseline"]) for r in _rows(benchmarks / "arena_hard_v0.1.jsonl")]
     answers += [(r["problem"], r["solution"]) for r in _rows(benchmarks / "math500.jsonl")]
     labelled = _read_xstest(benchmarks)
@@ -186,15 +192,22 @@ def _grade(rows: Sequence[dict[str, Any]]) -> list[Judged]:
         mine = [
             row
             for row in rows
-            if 0 <= row["win_rate"].get(reference, -1) <= 1
-            and row["response"].strip()
-            and row["generator"] not in _ATTACKS
+            if 0 <= row["win_rate"].get(reference, -1) <= 1 and row["response"].strip()
         ]
+        if not mine:
+            continue
         rates = np.array([row["win_rate"][reference] for row in mine])
         residual = _without_length(mine, rates)
         quality = 0.6 * residual
         graded += [
-            Judged(row["prompt"], row["response"].strip(), reference, float(rate), float(value))
+            Judged(
+                query=row["prompt"],
+                response=row["response"].strip(),
+                generator=row["generator"],
+                reference=reference,
+                win_rate=float(rate),
+                quality=float(value),
+            )
             for row, rate, value in zip(mine, rates, quality, strict=True)
         ]
     return graded

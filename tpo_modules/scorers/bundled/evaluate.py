@@ -44,6 +44,8 @@ class Figure:
         return f"| {self.name} | {self.value:.3f} | {interval} | {self.n} | {self.queries} |"
 
 
+_MATCHED = "length-matched"
+
 HEADER = "| measure | value | 95 % interval | n | queries |\n|---|---|---|---|---|"
 
 
@@ -62,7 +64,10 @@ def comparisons(corpus: Corpus, seed: int = 0, per_query: int = 6) -> list[Compa
         by_query[row.query].append(row)
     found: list[Comparison] = []
     for query, rows in by_query.items():
-        found += _matched(rng, query, rows, per_query)
+        found += [
+            Comparison(_MATCHED, query, better.response, worse.response)
+            for better, worse in _matched(rng, rows, per_query)
+        ]
     for query, answers in library.by_query.items():
         complete = [text for text in answers if corruptions.ends_cleanly(text)]
         for text in rng.sample(complete, min(1, len(complete))):
@@ -72,17 +77,15 @@ def comparisons(corpus: Corpus, seed: int = 0, per_query: int = 6) -> list[Compa
     return found
 
 
-def _matched(rng: Random, query: str, rows: Sequence[Judged], most: int) -> list[Comparison]:
+def _matched(rng: Random, rows: Sequence[Judged], most: int) -> list[tuple[Judged, Judged]]:
+    """Draw length-matched pairs of one query, the better one first."""
     pairs = [
         (first, second) if first.win_rate > second.win_rate else (second, first)
         for at, first in enumerate(rows)
         for second in rows[at + 1 :]
         if length_matched(first, second)
     ]
-    return [
-        Comparison("length-matched", query, better.response, worse.response)
-        for better, worse in rng.sample(pairs, min(most, len(pairs)))
-    ]
+    return rng.sample(pairs, min(most, len(pairs)))
 
 
 def _spoilt(rng: Random, library: Library, query: str, text: str) -> list[Comparison]:
@@ -143,6 +146,42 @@ def measure(reward: RewardFn, corpus: Corpus, seed: int = 0) -> list[Figure]:
     return [*figures, *_length(reward, corpus, seed)]
 
 
+def attacked(reward: RewardFn, corpus: Corpus, seed: int = 0) -> Figure:
+    """Measure length-matched pairs in a corpus that keeps the attacks on the judge."""
+    found = [item for item in comparisons(corpus, seed) if item.kind == _MATCHED]
+    wins = zip((item.query for item in found), _wins(reward, found), strict=True)
+    return _share(f"{_MATCHED}, attacks on the judge included", list(wins))
+
+
+def by_writer(known: Corpus, corpus: Corpus, seed: int = 0, per_query: int = 6) -> Figure:
+    """Measure how far it goes to know who wrote a response and how that model does on other queries.
+
+    This is no figure of a reward model but something to hold its figure against.
+
+    Args:
+        known: A split from which each model's mean quality is taken.
+        corpus: The split whose length-matched pairs are guessed.
+        seed: Fixes the pairs; with the same seed they are those of `comparisons`.
+        per_query: Most pairs of one query.
+    """
+    quality: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in known.judged:
+        quality[row.generator, row.reference].append(row.quality)
+    means = {key: float(np.mean(values)) for key, values in quality.items()}
+    by_query: dict[str, list[Judged]] = defaultdict(list)
+    for row in corpus.judged:
+        by_query[row.query].append(row)
+    rng = Random(seed)
+    wins: list[tuple[str, float]] = []
+    for query, rows in by_query.items():
+        for better, worse in _matched(rng, rows, per_query):
+            gap = (
+                means[better.generator, better.reference] - means[worse.generator, worse.reference]
+            )
+            wins.append((query, 1.0 if gap > 0 else 0.5 if gap == 0 else 0.0))
+    return _share(f"{_MATCHED}, told by who wrote it", wins)
+
+
 def _wins(reward: RewardFn, found: Sequence[Comparison]) -> list[float]:
     better = reward([(c.query, c.better) for c in found])
     worse = reward([(c.query, c.worse) for c in found])
@@ -180,6 +219,7 @@ def _length(reward: RewardFn, corpus: Corpus, seed: int, per_query: int = 8) -> 
     for query, texts in chosen.items():
         values = [scored[query, text] for text in texts]
         sizes = [float(len(text)) for text in texts]
-        correlations.append([float(np.corrcoef(values, sizes)[0, 1])])
+        if np.ptp(values) and np.ptp(sizes):
+            correlations.append([float(np.corrcoef(values, sizes)[0, 1])])
     name = "correlation of reward with length within a query"
     return [_bootstrap(name, correlations, len(pairs))]

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from transformers import AutoModel, AutoTokenizer
 
 from tpo_modules.scorers.bundled import base_model_path, bundled_path
-from tpo_modules.scorers.bundled.data import read_corpus
-from tpo_modules.scorers.bundled.evaluate import HEADER, Figure, measure
+from tpo_modules.scorers.bundled.data import Split, read_corpus
+from tpo_modules.scorers.bundled.evaluate import HEADER, Figure, attacked, by_writer, measure
 from tpo_modules.scorers.bundled.fit import Recipe, Table, fit_head
 from tpo_modules.scorers.bundled.groups import Graded, Group, GroupMaker
 from tpo_modules.scorers.bundled.model import (
@@ -107,7 +107,13 @@ def evaluate(data: Path, folder: Path, split: str) -> list[Figure]:
         found = dict(zip(unique, scorer.score_pairs(unique), strict=True))
         return [float(found[pair]) for pair in pairs]
 
-    return measure(reward, read_corpus(data)["dev" if split == "dev" else "test"])
+    name: Split = "dev" if split == "dev" else "test"
+    corpus = read_corpus(data)
+    return [
+        *measure(reward, corpus[name]),
+        attacked(reward, read_corpus(data, attacks=True)[name]),
+        by_writer(corpus["train"], corpus[name]),
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
