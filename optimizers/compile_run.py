@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.text import Text
 
 from optimizers.candidates import STEPS, DroppedInputWarning, read_candidates
-from optimizers.race_display import RaceDisplay, show_race
-from optimizers.race_run import Budget
+from optimizers.race_display import progress_text, show_race
+from optimizers.race_run import Budget, RaceProgress
 from optimizers.template_race import RaceSettings, TemplateRace
+from tpo_modules.cli.live_line import LiveLine
 from tpo_modules.cli.options import RunOptions, make_lm, make_module
 from tpo_modules.cli.rewards import make_ready
 from tpo_modules.errors import ConfigurationError
@@ -130,10 +131,14 @@ def _race(
     for warning in caught:
         console.print(Text(f"warning: {warning.message}", "yellow"), soft_wrap=True)
     make_ready(module.scorer)
-    display = RaceDisplay(console)
-    race.on_progress = display
+    line = LiveLine(console)
+
+    def progress(found: RaceProgress) -> None:
+        line.show(progress_text(found), keep=found.judged)
+
+    race.on_progress = progress
     rows, others = queries
-    with dspy.context(lm=make_lm(model.lm, model)), display, warnings.catch_warnings():
+    with dspy.context(lm=make_lm(model.lm, model)), line, warnings.catch_warnings():
         warnings.simplefilter("ignore", DroppedInputWarning)
         compiled = asyncio.run(_interruptible(race.acompile(module, rows, others or None)))
     if compiled is None or race.result is None:

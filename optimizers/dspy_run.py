@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,13 @@ from optimizers.candidates import copy_module
 from optimizers.compile_only import compile_only
 from optimizers.first_rounds import FirstRounds, FromFirstRound
 from optimizers.metrics import RewardGain, TraceMetric, UpdateGain
+from tpo_modules.cli.live_line import LiveLine
 from tpo_modules.errors import BudgetError, ConfigurationError
 from tpo_modules.runs.queries import QueryRow
 from tpo_modules.runs.runner import RunSettings, run_queries
 from tpo_modules.runs.saved_run import SavedRun
 from tpo_modules.tpo import TPOModule
 
-_LOG_EVERY = 10.0
 _UNPLANNED = 10  # passes over the queries, where no budget is set
 
 
@@ -135,9 +134,8 @@ class _Counting:
     def __init__(self, metric: TraceMetric, planned: int, console: Console) -> None:
         self._metric = metric
         self._planned = planned
-        self._console = console
+        self._line = LiveLine(console)
         self._scores: list[float] = []
-        self._shown = time.monotonic()
 
     def measure(
         self, gold: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
@@ -145,12 +143,9 @@ class _Counting:
         """Do what the metric does."""
         score = self._metric(gold, pred, trace, pred_name, pred_trace)
         self._scores.append(float(score.score))
-        if time.monotonic() - self._shown >= _LOG_EVERY:
-            self._shown = time.monotonic()
-            mean = sum(self._scores) / len(self._scores)
-            self._console.print(
-                f"evaluation {len(self._scores)} of about {self._planned}, mean {mean:+.2f}"
-            )
+        mean = sum(self._scores) / len(self._scores)
+        done = f"evaluation {len(self._scores)} of about {self._planned}"
+        self._line.show(f"{done}, mean {mean:+.2f}")
         return score
 
 

@@ -1,53 +1,13 @@
-"""What a terminal shows of a race: a live line, the standings after each round, and the result."""
+"""What a terminal shows of a race: its progress in a line, and its result."""
 
 from __future__ import annotations
 
-import time
-
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from optimizers.race_result import RaceResult, Standing
 from optimizers.race_run import RaceProgress
-
-_LOG_EVERY = 10.0  # seconds between lines where there is no terminal
-
-
-class RaceDisplay:
-    """One live line on a terminal, elsewhere a plain line now and then; a line after each round either way.
-
-    Args:
-        console: Where to print.
-    """
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._live = Live(console=console, transient=True) if console.is_terminal else None
-        self._logged = float("-inf")
-
-    def __enter__(self) -> RaceDisplay:
-        """Begin the live line."""
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """Take the live line away."""
-        if self._live:
-            self._live.stop()
-
-    def __call__(self, progress: RaceProgress) -> None:
-        """Show how far the race is."""
-        text = Text(progress_text(progress))
-        if progress.judged:
-            self._console.print(text, soft_wrap=True)
-        elif self._live:
-            self._live.update(text)
-        elif time.monotonic() - self._logged >= _LOG_EVERY:
-            self._logged = time.monotonic()
-            self._console.print(text, soft_wrap=True)
 
 
 def progress_text(progress: RaceProgress) -> str:

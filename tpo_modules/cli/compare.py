@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tpo_modules.cli import arguments
+from tpo_modules.cli.live_line import LiveLine
 from tpo_modules.cli.many import progress_text
 from tpo_modules.cli.options import EMBEDDED, RunOptions, make_critic, make_lm, shared_arguments
 from tpo_modules.cli.report import write_report
@@ -30,7 +30,6 @@ from tpo_modules.runs.queries import read_queries
 from tpo_modules.runs.runner import RunSettings
 
 _DEFAULT = ("single", "bon", "revision", "tpo")
-_LOG_EVERY = 10.0  # seconds
 _SHORT = 64  # tokens, so that ten queries on the embedded LM take minutes
 _PIPED_WIDTH = 180
 
@@ -182,12 +181,10 @@ class Lines:
     """A line of progress now and then, and one for each run that ends."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
-        self._logged = float("-inf")
+        self._line = LiveLine(console)
 
     def __call__(self, name: str, figures: dict[str, Any]) -> None:
         """Print a run's figures, if it is time."""
-        done = figures["finished"] + figures["failed"] >= figures["to_do"]
-        if figures["to_do"] and (done or time.monotonic() - self._logged >= _LOG_EVERY):
-            self._logged = time.monotonic()
-            self._console.print(Text(f"{name}: {progress_text(figures)}"), soft_wrap=True)
+        if figures["to_do"]:
+            done = figures["finished"] + figures["failed"] >= figures["to_do"]
+            self._line.show(f"{name}: {progress_text(figures)}", keep=done)

@@ -5,23 +5,19 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
+from tpo_modules.cli.live_line import LiveLine
 from tpo_modules.policy import PolicyModule
 from tpo_modules.runs.queries import QueryRow
 from tpo_modules.runs.ray_runner import RayCluster, arun_on_ray
 from tpo_modules.runs.results import QueryResult
 from tpo_modules.runs.run_folder import RunFolder
 from tpo_modules.runs.runner import RunSettings, RunSummary, arun_queries, run_config
-
-_LOG_EVERY = 10.0  # seconds between lines where there is no terminal
 
 
 def answer_many(
@@ -33,12 +29,17 @@ def answer_many(
     cluster: RayCluster | None = None,
 ) -> RunSummary | None:
     """Answer queries into a folder, on a Ray cluster if one is given; None if the run was interrupted."""
-    with _ProgressLine(console) as line:
+    with LiveLine(console) as line:
+
+        def progress(figures: dict[str, Any]) -> None:
+            if figures["to_do"]:
+                line.show(progress_text(figures))
+
         if cluster is None:
-            job = arun_queries(module, rows, out=folder, settings=settings, on_progress=line)
+            job = arun_queries(module, rows, out=folder, settings=settings, on_progress=progress)
         else:
             job = arun_on_ray(
-                module, rows, out=folder, cluster=cluster, settings=settings, on_progress=line
+                module, rows, out=folder, cluster=cluster, settings=settings, on_progress=progress
             )
         return asyncio.run(_interruptible(job))
 
@@ -60,34 +61,6 @@ async def _interruptible(work: Coroutine[Any, Any, RunSummary]) -> RunSummary | 
         return await job
     except asyncio.CancelledError:
         return None
-
-
-class _ProgressLine:
-    """One live line on a terminal; elsewhere a plain line now and then."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._live = Live(console=console, transient=True) if console.is_terminal else None
-        self._logged = float("-inf")
-
-    def __enter__(self) -> _ProgressLine:
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._live:
-            self._live.stop()
-
-    def __call__(self, figures: dict[str, Any]) -> None:
-        if not figures["to_do"]:
-            return
-        text = Text(progress_text(figures))
-        if self._live:
-            self._live.update(text)
-        elif time.monotonic() - self._logged >= _LOG_EVERY:
-            self._logged = time.monotonic()
-            self._console.print(text, soft_wrap=True)
 
 
 def progress_text(figures: dict[str, Any]) -> str:
