@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -68,6 +69,15 @@ def test_the_other_examples_run(code: str, capsys: pytest.CaptureFixture[str]) -
         assert answered.reward > 0
     if "Blunt" in names:
         assert "{chosen_reward}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_examples_import_what_is_there(page: Path) -> None:
+    ours = r"(?:tpo_modules|signatures|optimizers)"
+    for block in blocks(page.read_text(encoding="utf-8"), "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and re.match(ours, node.module or ""):
+                exec(ast.unparse(node), {})
 
 
 def command_lines() -> Iterator[tuple[str, list[str]]]:
