@@ -23,7 +23,7 @@ export PIP_PROGRESS_BAR = off
 # What is used is compiled when it is used.
 export PIP_NO_COMPILE = 1
 
-.PHONY: help setup demo test check lint types notebooks bench clean
+.PHONY: help setup demo test check lint types coverage notebooks bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -47,7 +47,7 @@ demo: $(STAMP)
 test: check
 
 check: $(STAMP) lint types
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
 	@$(MAKE) --no-print-directory notebooks
 
 lint: $(STAMP)
@@ -58,8 +58,13 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# Python 3.10 and 3.11 may lose a thread that starts while coverage installs its tracer in another
+# (python/cpython#98257), and a test with it; no check hangs on that.
+coverage: $(STAMP)
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+
 notebooks: $(STAMP)
-	$(if $(NOTEBOOKS),TPO_NOTEBOOKS=short $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --timeout=1200 -p no:cacheprovider --no-cov $(NOTEBOOKS),@echo "no notebooks yet")
+	$(if $(NOTEBOOKS),TPO_NOTEBOOKS=short $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --timeout=1200 -p no:cacheprovider $(NOTEBOOKS),@echo "no notebooks yet")
 
 bench: $(STAMP)
 	$(if $(BENCHES),for script in $(BENCHES); do $(BIN)/python $$script || exit 1; done,@echo "no benchmark in tests/perf yet")
