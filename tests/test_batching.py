@@ -7,7 +7,7 @@ import copy
 import pickle
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -33,6 +33,19 @@ class Lengths:
         return [float(len(response)) for _, response in pairs]
 
 
+class Gated(Lengths):
+    """Rewards nothing before `gate` is set."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        super().__init__(seconds)
+        self.gate = threading.Event()
+
+    def score_pairs(self, pairs: Sequence[Pair]) -> list[float]:
+        rewards = super().score_pairs(pairs)
+        assert self.gate.wait(60)
+        return rewards
+
+
 def responses_of(run: int) -> list[str]:
     return ["x" * (run + i) for i in range(5)]
 
@@ -41,9 +54,14 @@ def expected_of(run: int) -> list[float]:
     return [float(run + i) for i in range(5)]
 
 
+async def until(true: Callable[[], object]) -> None:
+    while not true():
+        await asyncio.sleep(0.001)
+
+
 async def test_100_concurrent_runs_share_batches() -> None:
     scorer = Lengths(seconds=0.005)
-    batching = BatchingScorer(scorer, max_batch=64, max_wait=0.25)
+    batching = BatchingScorer(scorer, max_batch=64, max_wait=1.0)
 
     async def run(number: int) -> None:
         for step in range(3):  # what TPO D2-N5 asks of a scorer, generation in between
@@ -56,12 +74,12 @@ async def test_100_concurrent_runs_share_batches() -> None:
     assert (stats.requests, stats.pairs) == (300, 1500)
     assert stats.mean_batch > 20, "one run alone asks for 5"
     assert stats.largest_batch <= 64
-    assert stats.longest_wait <= 0.25
+    assert stats.longest_wait <= 1.0
     assert len(scorer.batches) == stats.batches
 
 
 def test_threads_share_batches() -> None:
-    batching = BatchingScorer(Lengths(seconds=0.005), max_wait=0.25)
+    batching = BatchingScorer(Lengths(seconds=0.005), max_wait=1.0)
 
     def run(number: int) -> list[float]:
         return batching.score("query", responses_of(number))
@@ -70,15 +88,13 @@ def test_threads_share_batches() -> None:
         rewards = list(pool.map(run, range(100)))
     assert rewards == [expected_of(number) for number in range(100)]
     assert batching.stats.mean_batch > 10
-    assert batching.stats.longest_wait <= 0.25
+    assert batching.stats.longest_wait <= 1.0
 
 
 def test_lone_request_waits_no_longer_than_stated() -> None:
-    batching = BatchingScorer(Lengths(), max_wait=0.3)
-    began = time.monotonic()
+    batching = BatchingScorer(Lengths(), max_wait=1.0)
     assert batching.score("query", ["xx"]) == [2.0]
-    assert 0.2 < time.monotonic() - began < 1.0
-    assert 0.2 < batching.stats.longest_wait <= 0.3
+    assert 0.5 < batching.stats.longest_wait <= 1.0
 
 
 def test_full_batch_goes_at_once() -> None:
@@ -88,21 +104,25 @@ def test_full_batch_goes_at_once() -> None:
     assert time.monotonic() - began < 5.0
 
 
-def test_requests_are_taken_in_order_and_never_split() -> None:
-    scorer = Lengths(seconds=0.2)
+async def test_requests_are_taken_in_order_and_never_split() -> None:
+    scorer = Gated(seconds=0.1)
     batching = BatchingScorer(scorer, max_batch=6, max_wait=0.0)
+
+    def ask(number: int, size: int) -> asyncio.Task[list[float]]:
+        return asyncio.create_task(batching.ascore(str(number), ["x"] * size))
+
+    tasks = [ask(0, 1)]
+    await until(lambda: scorer.batches)
     sizes = (1, 4, 2, 3, 9, 1)
-    with ThreadPoolExecutor(len(sizes)) as pool:
-        futures = []
-        for number, size in enumerate(sizes):
-            futures.append(pool.submit(batching.score, str(number), ["x"] * size))
-            time.sleep(0.02)
-        for future, size in zip(futures, sizes, strict=True):
-            assert future.result() == [1.0] * size
+    tasks += [ask(number, size) for number, size in enumerate(sizes) if number]
+    await asyncio.sleep(0)  # each has asked
+    scorer.gate.set()
+    assert await asyncio.gather(*tasks) == [[1.0] * size for size in sizes]
     order = [[*dict.fromkeys(query for query, _ in batch)] for batch in scorer.batches]
     assert order == [["0"], ["1", "2"], ["3"], ["4"], ["5"]]
-    assert batching.stats.longest_wait < 0.1
-    assert batching.stats.longest_queue > 0.5, "the last one waited for the batches before it"
+    stats = batching.stats
+    assert stats.longest_queue > 0.4, "the last one waited for the batches before it"
+    assert stats.longest_wait < stats.longest_queue
 
 
 def test_failing_request_does_not_fail_its_neighbours() -> None:
@@ -127,28 +147,29 @@ def test_wrong_number_of_rewards_is_an_error() -> None:
 
 
 async def test_scoring_leaves_the_loop_and_its_executor_free() -> None:
-    scorer = Lengths(seconds=0.3)
+    scorer = Gated()
     batching = BatchingScorer(scorer)
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(1, thread_name_prefix="default"))
     scoring = asyncio.create_task(batching.ascore("query", ["x"]))
-    began = time.monotonic()
-    await asyncio.sleep(0.05)
-    await asyncio.to_thread(time.sleep, 0.05)  # the default executor's only thread is idle
-    assert time.monotonic() - began < 0.25
+    await until(lambda: scorer.batches)
+    await asyncio.to_thread(time.sleep, 0.01)  # the default executor's only thread is idle
     assert not scoring.done()
+    scorer.gate.set()
     assert await scoring == [1.0]
     assert all(name.startswith("tpo-scorer") for name in scorer.threads)
 
 
 async def test_cancelled_request_is_left_out() -> None:
-    scorer = Lengths(seconds=0.1)
+    scorer = Gated()
     batching = BatchingScorer(scorer, max_wait=0.0)
     first = asyncio.create_task(batching.ascore("first", ["x"]))
-    await asyncio.sleep(0.03)
+    await until(lambda: scorer.batches)
     waiting = [asyncio.create_task(batching.ascore(str(i), ["x"])) for i in range(3)]
-    await asyncio.sleep(0.03)
+    await asyncio.sleep(0)  # each has asked
     waiting[1].cancel()
+    await asyncio.sleep(0)
+    scorer.gate.set()
     assert await first == [1.0]
     assert await waiting[0] == await waiting[2] == [1.0]
     assert ("1", "x") not in [pair for batch in scorer.batches for pair in batch]
@@ -173,11 +194,16 @@ def test_several_event_loops_share_one_scorer() -> None:
 
 
 def test_workers_score_batches_side_by_side() -> None:
-    batching = BatchingScorer(Lengths(seconds=0.3), max_batch=1, max_wait=0.0, workers=4)
-    began = time.monotonic()
+    class Together(Lengths):
+        everyone = threading.Barrier(4)
+
+        def score_pairs(self, pairs: Sequence[Pair]) -> list[float]:
+            self.everyone.wait(60)  # an error unless four are here at once
+            return super().score_pairs(pairs)
+
+    batching = BatchingScorer(Together(), max_batch=1, max_wait=0.0, workers=4)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(batching.score, "abcd", [["x"]] * 4))
-    assert time.monotonic() - began < 0.9
+        assert list(pool.map(batching.score, "abcd", [["x"]] * 4)) == [[1.0]] * 4
     assert batching.stats.batches == 4
 
 

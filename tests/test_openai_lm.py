@@ -110,7 +110,7 @@ def test_every_fault_has_its_error(
 @pytest.mark.parametrize("fault", PASSING)
 def test_what_can_pass_is_tried_again(server: FakeServer, how: str, fault: str) -> None:
     server.configure(script=[fault, fault])
-    assert len(call(lm_for(server, num_retries=2, timeout=0.3), how)) == 1
+    assert len(call(lm_for(server, num_retries=2, timeout=1.5), how)) == 1
     assert server.stats()["requests"] == 3
 
 
@@ -315,7 +315,7 @@ async def test_requests_of_a_server_that_dies_move_and_it_is_taken_back(
 ) -> None:
     monkeypatch.setattr(endpoints_module, "_FIRST_PAUSE", 0.2)
     server.configure(median=0.05, sigma=0.1)
-    with start_server(median=0.5, sigma=0.0) as mortal:
+    with start_server(median=20.0, sigma=0.0) as mortal:
         lm = lm_for(server, mortal)
         tasks = [asyncio.create_task(lm.acall(f"question {i}")) for i in range(20)]
         await asyncio.sleep(0.2)
@@ -324,6 +324,7 @@ async def test_requests_of_a_server_that_dies_move_and_it_is_taken_back(
         assert all(len(outputs) == 1 for outputs in await asyncio.gather(*tasks))
         assert lm.link.endpoints.all[1].failures > 0
         mortal.revive()
+        mortal.configure(median=0.05)
         await asyncio.sleep(0.8)
         await asyncio.gather(*(lm.acall(f"later {i}") for i in range(8)))
         assert lm.link.endpoints.all[1].failures == 0

@@ -328,11 +328,12 @@ def parse_metrics(text: str) -> dict[str, float]:
 
 
 def test_too_much_waiting_is_429_and_the_client_waits() -> None:
-    release = threading.Event()
+    begun, release = threading.Event(), threading.Event()
 
     class Held(Echo):
         def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-            release.wait(10)
+            begun.set()
+            assert release.wait(60)
             return super().score_pairs(pairs)
 
     async def overload() -> list[int]:
@@ -341,7 +342,7 @@ def test_too_much_waiting_is_429_and_the_client_waits() -> None:
         body = {"input": [{"query": "q", "response": r} for r in ("a", "b")]}
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             first = asyncio.ensure_future(client.post("/classify", json=body))
-            await asyncio.sleep(0.1)
+            await asyncio.to_thread(begun.wait, 60)
             second = await client.post("/classify", json=body)
             assert second.headers["retry-after"] == "1"
             release.set()
@@ -589,7 +590,7 @@ def test_64_runs_of_the_loop_outlive_a_killed_and_restarted_server(tmp_path: Pat
 @pytest.mark.slow
 def test_requests_that_arrive_together_share_batches_and_feedback_passes(tmp_path: Path) -> None:
     limits = ("--max-responses", "3", "--max-body-mb", "0.01")
-    with serving(slow_scorer(tmp_path, 0.1), "--token", "s3cret", *limits) as server:
+    with serving(slow_scorer(tmp_path, 0.3), "--token", "s3cret", *limits) as server:
         scorer = ServerScorer(server.url, api="tpo", token="s3cret", max_concurrency=64)
         queries = [f"q{i}" for i in range(40)]
         with scorer, ThreadPoolExecutor(40) as threads:
@@ -603,7 +604,7 @@ def test_requests_that_arrive_together_share_batches_and_feedback_passes(tmp_pat
         metrics = parse_metrics(httpx.get(server.url + "/metrics", headers=headers).text)
         assert metrics["tpo_scorer_batched_total"] == 40
         assert metrics["tpo_scorer_batches_total"] <= 10
-        assert seconds < 40 * 0.1
+        assert seconds < 40 * 0.3
         with ServerScorer(server.url, api="tpo", token="s3cret") as scorer:
             texts = [f"{i}" * 3000 for i in range(8)]
             rewards = scorer.score("q", [*texts, "x" * 20_000])

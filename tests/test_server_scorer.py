@@ -242,7 +242,7 @@ def test_retry_after_is_kept_to() -> None:
     ):
         started = time.monotonic()
         scorer.score("q", ["a"])
-        assert 0.3 <= time.monotonic() - started < 2
+        assert time.monotonic() - started >= 0.3
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
@@ -252,25 +252,25 @@ def test_a_wait_longer_than_the_patience_is_an_error_at_once(form: str) -> None:
     busy = Answer(503, json={"detail": "loading"}, headers={"retry-after": asked})
     with (
         stub_server(lambda _: busy) as stub,
-        ServerScorer(stub.url, api="rerank", retry=Retry(give_up_after=5)) as scorer,
+        ServerScorer(stub.url, api="rerank", retry=Retry(give_up_after=60)) as scorer,
     ):
         started = time.monotonic()
         with pytest.raises(ScorerError, match=r"HTTP 503: loading \(it asks to wait 3[56]\d\d s\)"):
             scorer.score("q", ["a"])
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 30
 
 
 def test_a_slow_answer_is_retried_and_then_named() -> None:
     def slow(request: Request) -> Any:
-        time.sleep(0.4 if request.number < 2 else 0)
+        time.sleep(2 if request.number < 2 else 0)
         return rerank(request)
 
     with (
         stub_server(slow) as stub,
-        ServerScorer(stub.url, api="rerank", timeout=0.15, retry=QUICK) as scorer,
+        ServerScorer(stub.url, api="rerank", timeout=0.7, retry=QUICK) as scorer,
     ):
         assert scorer.score("q", ["a"]) == [reward_of("qa")]
-    with stub_server(lambda _: time.sleep(0.5)) as stub:
+    with stub_server(lambda _: time.sleep(1)) as stub:
         once = Retry(limit=1, first_wait=0.01)
         with (
             ServerScorer(stub.url, api="rerank", timeout=0.1, retry=once) as scorer,
