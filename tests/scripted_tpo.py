@@ -69,7 +69,13 @@ def proposing(text: str = BETTER) -> ScriptedLM:
 
 
 def tpo(**options: Any) -> Any:
-    given: dict[str, Any] = {"scorer": last_number, "width": 2, "depth": 1, **options}
+    given: dict[str, Any] = {
+        "scorer": last_number,
+        "width": 2,
+        "depth": 1,
+        "native_n": True,
+        **options,
+    }
     return TPOModule("query -> response", **given)
 
 
