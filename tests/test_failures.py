@@ -133,9 +133,14 @@ BOOM = dspy.LMServerError("boom")
 @pytest.mark.parametrize(
     ("replies", "where", "kind", "reason"),
     [
-        ({"loss": ["l", BOOM]}, "loss", "LMServerError", "the loss of step 2 is empty"),
+        (
+            {"loss": ["l", BOOM]},
+            "loss",
+            "LMServerError",
+            "the loss of step 2 failed: LMServerError",
+        ),
         ({"loss": ["l", ""]}, "loss", "EmptyResponse", "the loss of step 2 is empty"),
-        ({"gradient": ["g", BOOM]}, "gradient", "LMServerError", "gradient of step 2 is empty"),
+        ({"gradient": ["g", BOOM]}, "gradient", "LMServerError", "gradient of step 2 failed: LM"),
         ({"gradient": ["g", " "]}, "gradient", "EmptyResponse", "gradient of step 2 is empty"),
         (
             {"update": ["long", "short", "", ""]},

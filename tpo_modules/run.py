@@ -147,9 +147,11 @@ class Run:
         drawn = yield from self._draw(step, number, values, 1)
         (completion,) = drawn.call.completions
         if not completion.text.strip():
-            if not drawn.call.failures:
-                self.fail(number, step.name, None, "EmptyResponse", _why_empty(completion))
-            raise StepFailedError(f"the {step.name} of step {number} is empty")
+            what = f"the {step.name} of step {number}"
+            if drawn.call.failures:
+                raise StepFailedError(f"{what} failed: {drawn.call.failures[-1].type}")
+            self.fail(number, step.name, None, "EmptyResponse", _why_empty(completion))
+            raise StepFailedError(f"{what} is empty")
         self._tell_optimizers(drawn.lines[0] if drawn.lines else [])
         return completion.text
 

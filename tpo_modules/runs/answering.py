@@ -112,7 +112,7 @@ class Answering:
                         self._desk.finish(row, done)
                         return
                     earlier = _without_failures(done.trace)
-                    failure = LMCallError(str(done.trace.stop_reason))
+                    failure = LMCallError(_why_cut_short(done.trace))
                 if watch.error is not None:
                     raise watch.error  # the loop took it for a failure of its own
                 kind = str(kind)
@@ -164,6 +164,11 @@ def _cut_short_by(trace: TPOTrace) -> str | None:
         return None
     kind = trace.failures[-1].type
     return kind if kind in TRANSIENT else None
+
+
+def _why_cut_short(trace: TPOTrace) -> str:
+    said = [failure.message for failure in trace.failures[-1:]]
+    return ": ".join([str(trace.stop_reason), *said])
 
 
 def _without_failures(trace: TPOTrace) -> TPOTrace:
