@@ -297,6 +297,20 @@ def test_a_folder_of_other_queries_that_were_only_begun_is_refused(tmp_path: Pat
         answer(ScriptedLM(words), tmp_path / "run", queries=["What?"])
 
 
+def test_a_run_that_cannot_go_on_says_what_failed(tmp_path: Path) -> None:
+    def no_critiques(prompt: str) -> str | Exception:
+        return dspy.LMAuthError("revoked") if "worse grade" in prompt else words(prompt)
+
+    def down(prompt: str) -> Exception:
+        return dspy.LMTransportError("no route to the server")
+
+    queries = [f"Why {i}?" for i in range(20)]
+    with pytest.raises(LMCallError, match="nothing works any more"):
+        answer(ScriptedLM(no_critiques), tmp_path / "run", queries=queries)
+    with pytest.raises(LMCallError, match=r"nothing works: .*the loss of step 1 failed.*no route"):
+        answer(ScriptedLM(down), tmp_path / "run", queries=queries)
+
+
 def test_without_an_lm_the_run_ends_with_an_error(tmp_path: Path) -> None:
     with dspy.context(lm=None), pytest.raises(ConfigurationError, match="no LM"):
         run_queries(module(), QUERIES, out=tmp_path / "run")
