@@ -50,7 +50,7 @@ class Tally:
         self._start = time.monotonic()
         self._shown = float("-inf")
         self._total = self._todo = 0
-        self._requests = self._sequences = self._rewards = 0
+        self._requests = self._sequences = self._answers = self._rewards = 0
         self._tokens: Counter[str] = Counter()
         self._generated = 0
         self._money = 0.0
@@ -60,8 +60,8 @@ class Tally:
 
     @property
     def worked(self) -> bool:
-        """Whether this process got so far as to a reward."""
-        return bool(self._reward_sums) or self.finished > 0
+        """Whether this process got so far as to a reward, by an LM's answer that was not there before."""
+        return (self._answers > 0 and bool(self._reward_sums)) or self.finished > 0
 
     def begin(self, *, total: int, todo: int) -> None:
         """Say how many queries the run has, and how many of them are still to do."""
@@ -75,6 +75,7 @@ class Tally:
         if isinstance(record, Call):
             self._requests += record.requests - record.cached
             self._sequences += len(record.completions)
+            self._answers += sum(bool(completion.text) for completion in record.completions)
             self._tokens.update(record.usage)
             self._generated += sum(c.tokens or 0 for c in record.completions)
             self._money += self._price(record)
