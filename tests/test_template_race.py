@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 import re
 import threading
 import warnings
+import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,17 @@ QUERIES = [f"Question {i}?" for i in range(20)]
 
 
 def world() -> ScriptedLM:
-    """Answer with a number; the update's depends on what the loss was told to give."""
-    serial, lock = itertools.count(), threading.Lock()
+    """Answer with a number; the update's depends on what the loss was told to give.
+
+    Luck depends on the prompt and on how often it came, so that no order of the calls changes a result.
+    """
+    asked: Counter[str] = Counter()
+    lock = threading.Lock()
 
     def reply(prompt: str) -> str:
         with lock:
-            number = next(serial)
+            asked[prompt] += 1
+            number = zlib.crc32(f"{asked[prompt]} {prompt}".encode())
         luck = random.Random(number).gauss(0, 0.5)
         if told := re.search(r"ADVICE (\w+)", prompt):
             return f"update {number} {GAINS[told.group(1)] + luck:.3f}"
