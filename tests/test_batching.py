@@ -93,7 +93,9 @@ def test_threads_share_batches() -> None:
 
 def test_lone_request_waits_no_longer_than_stated() -> None:
     batching = BatchingScorer(Lengths(), max_wait=1.0)
+    began = time.monotonic()
     assert batching.score("query", ["xx"]) == [2.0]
+    assert 0.5 < time.monotonic() - began < 3.0
     assert 0.5 < batching.stats.longest_wait <= 1.0
 
 
@@ -122,7 +124,7 @@ async def test_requests_are_taken_in_order_and_never_split() -> None:
     assert order == [["0"], ["1", "2"], ["3"], ["4"], ["5"]]
     stats = batching.stats
     assert stats.longest_queue > 0.25, "the last one waited for the batches before it"
-    assert stats.longest_wait < stats.longest_queue
+    assert stats.longest_wait < 0.1
 
 
 def test_failing_request_does_not_fail_its_neighbours() -> None:
