@@ -287,6 +287,18 @@ def truncated(rng: Random, index: int) -> str:
     return " ".join(words[: len(words) // 2]).rstrip(" .!?")
 
 
+def refused(rng: Random, index: int) -> str:
+    """Refuse, though there is no harm in any of the questions."""
+    return rng.choice(
+        [
+            "Sorry, but I'm not allowed to talk about this.",
+            "I can't help you here, I'm afraid. Please ask somebody else.",
+            "As a language model I must decline to answer this question.",
+            "This is something that I won't do, since it could be unsafe.",
+        ]
+    )
+
+
 @cache
 def bundled_scorer() -> Scorer:
     """Load the model once for this file."""
@@ -296,7 +308,7 @@ def bundled_scorer() -> Scorer:
 
 
 @pytest.mark.local_model
-@pytest.mark.parametrize("spoil", [off_topic, repetitive, truncated])
+@pytest.mark.parametrize("spoil", [off_topic, repetitive, truncated, refused])
 def test_prefers_the_good_answer(spoil: Callable[[Random, int], str]) -> None:
     rng = Random(0)
     lost: list[str] = []

@@ -124,6 +124,51 @@ def test_who_wrote_it_tells_all_where_nothing_else_counts(data: Path) -> None:
     assert figure.value == 1.0  # win rates of different writers never overlap here
 
 
+def test_the_parts_of_the_head_learn_what_they_are_for() -> None:
+    torch = pytest.importorskip("torch")
+    from tpo_modules.scorers.bundled.fit import STYLE, Judgements, Recipe, Table, fit_head
+    from tpo_modules.scorers.bundled.groups import Graded, Group
+    from tpo_modules.scorers.bundled.model import feature_size
+
+    torch.manual_seed(0)
+    width, styled, query_means = feature_size(384), STYLE.start, slice(11 * 384, 13 * 384)
+    groups = [
+        Group(f"Query {n}?", (Graded("good", 1.6), Graded("bad", 0.0)), "pairs", harmful=n % 2 == 0)
+        for n in range(40)
+    ]
+    features, numbers = torch.randn(80, width), torch.rand(80, 22)
+    features[::2, :384] += 1  # layer 1 tells the more harmless answer of a pair
+    features[:, query_means] += torch.tensor(
+        [[1.0 if g.harmful else -1.0] for g in groups for _ in "12"]
+    )
+    table = Table(
+        features.half(), numbers, torch.tensor([1.6, 0.0] * 40), [*range(0, 82, 2)], groups
+    )
+    style, pools = torch.randn(600, 768), torch.arange(600) % 30
+    quality = style[:, 0] + 10.0 * (pools % 2)  # what differs between queries is not style
+    recipe = Recipe(epochs=1, groups_per_step=8, members=1, width=8)
+    head = fit_head(table, Judgements(style.half(), quality, pools), recipe)
+
+    weights = head.style.weight[0].detach()
+    assert weights.abs().argmax() == styled
+    assert weights[styled] > 5 * weights[styled + 1 :].abs().max()
+    assert weights[: STYLE.start].abs().max() == weights[STYLE.stop :].abs().max() == 0
+
+    def reward(query: float, **changes: float) -> float:
+        row, plain = head.mean.clone(), head.numbers_mean.clone()
+        row[query_means] += query
+        row[:384] += changes.get("harmless", 0.0)
+        row[styled] += changes.get("style", 0.0)
+        with torch.inference_mode():
+            rating = head.rate(*head.standard(row[None], plain[None]))
+            return float(head(row[None], plain[None]) - rating)
+
+    harmful, harmless = 1.0, -1.0
+    assert reward(harmful, harmless=1.0) > reward(harmful) + 0.5
+    assert reward(harmless, harmless=1.0) == pytest.approx(reward(harmless), abs=0.02)
+    assert reward(harmless, style=2.0) > reward(harmless) + 0.5
+
+
 @pytest.mark.local_model
 @pytest.mark.slow
 def test_the_recipe_trains_a_model_that_loads(

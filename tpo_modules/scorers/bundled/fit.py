@@ -1,4 +1,4 @@
-"""Fits the head on features of graded groups: the gate and the harmlessness by convex fits, the rest by descent."""
+"""Fits the head: gate, harmlessness and style by convex fits, the rating as a whole by descent."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 _HIDDEN = 384
 _RESPONSE_MEANS = slice(0, 4 * _HIDDEN)  # layers 1 to 4
+STYLE = slice(_HIDDEN, 3 * _HIDDEN)
+"""The features from which style is rated: the response's means over layers 2 and 3."""
 _QUERY_MEANS = slice(11 * _HIDDEN, 13 * _HIDDEN)
 
 
@@ -34,8 +36,12 @@ class Recipe:
         width: Of the hidden layer of each of the `members`, whose mean is kept as one head.
         members: Fits with different seeds.
         weights: Weight of a source's comparisons; 1 for others.
-        harmless: Weight of the harmlessness rating in the reward.
+        threshold: Log-odds of a harmful query at which the gate is half open.
+        sharpness: How fast it opens from there, 1 being the log-odds themselves.
+        harmless: Deviation of the harmlessness rating in the reward.
         decay: Ridge penalty of the harmlessness rating.
+        style_decay: Ridge penalty of the rating of style, for each response.
+        brevity: What the reward loses when a response becomes longer by a factor of e.
     """
 
     seed: int = 0
@@ -47,8 +53,12 @@ class Recipe:
     width: int = 96
     members: int = 2
     weights: tuple[tuple[str, float], ...] = (("pairs", 3.0), ("judged", 1.5))
-    harmless: float = 1.5
-    decay: float = 0.05
+    threshold: float = 2.5
+    sharpness: float = 3.0
+    harmless: float = 2.0
+    decay: float = 1.0
+    style_decay: float = 0.33
+    brevity: float = 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +80,31 @@ class Table:
     groups: Sequence[Group]
 
 
-def fit_head(table: Table, recipe: Recipe) -> Head:
-    """Fit a head, gate and harmlessness included."""
+@dataclass(frozen=True, slots=True)
+class Judgements:
+    """All judged responses, as they are.
+
+    Attributes:
+        features: (responses, features in `STYLE`), half precision.
+        quality: (responses,), logits.
+        pools: (responses,), the number of the query and reference that a response belongs to.
+    """
+
+    features: torch.Tensor
+    quality: torch.Tensor
+    pools: torch.Tensor
+
+
+def fit_head(table: Table, judgements: Judgements, recipe: Recipe) -> Head:
+    """Fit a head with all its parts."""
     members = [_fit_member(table, recipe, recipe.seed + i) for i in range(recipe.members)]
     head = _join(members)
     _standardise(head, table)
     inputs, _ = head.standard(table.features.float(), table.numbers)
-    _fit_gate(head, inputs, table)
+    _fit_gate(head, inputs, table, recipe)
     _fit_harmless(head, inputs, table, recipe)
+    _fit_style(head, judgements, recipe)
+    head.brevity.fill_(recipe.brevity)
     return head
 
 
@@ -160,8 +187,8 @@ def _join(members: Sequence[Head]) -> Head:
     return head
 
 
-def _fit_gate(head: Head, inputs: torch.Tensor, table: Table) -> None:
-    """Learn to tell harmful queries from others, both kinds weighing the same."""
+def _fit_gate(head: Head, inputs: torch.Tensor, table: Table, recipe: Recipe) -> None:
+    """Learn to tell harmful queries from others, both kinds weighing the same; open for the clear ones."""
     first = torch.tensor(table.starts[:-1])
     query = inputs[first][:, _QUERY_MEANS]
     harmful = torch.tensor([float(group.harmful) for group in table.groups])
@@ -177,8 +204,8 @@ def _fit_gate(head: Head, inputs: torch.Tensor, table: Table) -> None:
     found = _minimise(loss, parameters)
     with torch.no_grad():
         head.gate.weight.zero_()
-        head.gate.weight[0, _QUERY_MEANS] = found[:-1]
-        head.gate.bias.fill_(float(found[-1]))
+        head.gate.weight[0, _QUERY_MEANS] = recipe.sharpness * found[:-1]
+        head.gate.bias.fill_(recipe.sharpness * (float(found[-1]) - recipe.threshold))
 
 
 def _fit_harmless(head: Head, inputs: torch.Tensor, table: Table, recipe: Recipe) -> None:
@@ -201,6 +228,24 @@ def _fit_harmless(head: Head, inputs: torch.Tensor, table: Table, recipe: Recipe
         head.harmless.weight.zero_()
         head.harmless.weight[0, _RESPONSE_MEANS] = scale * found
         head.harmless.bias.fill_(float(-scale * ratings.mean()))
+
+
+def _fit_style(head: Head, judgements: Judgements, recipe: Recipe) -> None:
+    """Learn linearly how the judge likes a response, compared with others to the same query."""
+    inputs = (judgements.features.float() - head.mean[STYLE]) * head.scale[STYLE]
+    inputs = _less_means(inputs.clamp(-6, 6), judgements.pools)
+    quality = _less_means(judgements.quality[:, None], judgements.pools)
+    penalty = recipe.style_decay * len(inputs) * torch.eye(inputs.shape[1])
+    found = torch.linalg.solve(inputs.T @ inputs + penalty, inputs.T @ quality)
+    with torch.no_grad():
+        head.style.weight.zero_()
+        head.style.weight[0, STYLE] = found[:, 0]
+
+
+def _less_means(values: torch.Tensor, pools: torch.Tensor) -> torch.Tensor:
+    """Take off the mean of each pool."""
+    sums = torch.zeros(int(pools.max()) + 1, values.shape[1]).index_add_(0, pools, values)
+    return values - (sums / pools.bincount()[:, None])[pools]
 
 
 def harmless_pairs(table: Table) -> list[tuple[int, int, float]]:

@@ -224,7 +224,7 @@ class GroupMaker:
             wrong = [Graded(text, -3.0) for q, text in self.rng.sample(answers, 2) if q != query]
             best = Graded(answer, 2.0)
             yield Group(query, (best, *wrong, *self._spoil(query, best, 2)), "facts")
-        for query, answer in phrases["benign_lookalikes"]:
+        for query, answer in [*phrases["benign_lookalikes"], *phrases["everyday"]]:
             best = Graded(str(answer), 2.0)
             refusal = Graded(corruptions.phrase(self.rng, "refusals", query), -2.5)
             yield Group(query, (best, refusal, *self._spoil(query, best, 2)), "facts")

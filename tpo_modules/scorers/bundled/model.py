@@ -44,6 +44,8 @@ _END, _BEGINNING = 8, 16
 _MIDDLE, _TOP = 2, 4  # places of layers 3 and 6 among the means
 _NUMBERS = 22
 _MOST_HARMLESS = 6.0
+_SOUND = -1.0  # ratings above it differ little in answers to harmful queries
+_SHORTNESS = 7  # where min(1, 20 / tokens) stands among the numbers
 _BATCH_TOKENS = 2048
 _CLS, _SEP = 101, 102
 
@@ -64,8 +66,9 @@ class BundledConfig(PretrainedConfig):
 class Head(nn.Module):
     """The part that was trained: features and numbers in, one logit out.
 
-    Two layers rate the answer; where the gate reads a query as a harmful one, a linear rating of how
-    harmless the answer is counts as well.
+    Two layers rate the answer as a whole, above all whether it is sound: on topic, complete, no loop. To
+    that comes a linear rating of its style, or, where the gate reads the query as a harmful one, of how
+    harmless it is; there soundness counts only up to a point. Length costs a little.
 
     Args:
         features: Width of the encoder's features.
@@ -83,12 +86,21 @@ class Head(nn.Module):
         self.out = nn.Linear(width // 2, 1)
         self.gate = nn.Linear(features, 1)
         self.harmless = nn.Linear(features, 1)
+        self.style = nn.Linear(features, 1, bias=False)
+        self.brevity = nn.Buffer(torch.zeros(1))
 
     def forward(self, features: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         """Compute one logit per row, as a column."""
+        shortness = (10 * numbers[:, _SHORTNESS, None]).log()  # 0 at 200 tokens
         inputs, numbers = self.standard(features, numbers)
+        rating = self.rate(inputs, numbers)
+        harmful = self.gate(inputs).sigmoid()
         harmless = self.harmless(inputs).clamp(-_MOST_HARMLESS, _MOST_HARMLESS)
-        return self.rate(inputs, numbers) + self.gate(inputs).sigmoid() * harmless
+        return (
+            (1 - harmful) * (rating + self.style(inputs))
+            + harmful * (harmless - functional.softplus(_SOUND - rating))
+            + self.brevity * shortness
+        )
 
     def standard(
         self, features: torch.Tensor, numbers: torch.Tensor
