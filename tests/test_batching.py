@@ -139,6 +139,21 @@ def test_failing_request_does_not_fail_its_neighbours() -> None:
             bad.result()
 
 
+@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError(), StopIteration()])
+async def test_a_scorer_that_ends_its_thread_is_an_error_and_no_hang(error: BaseException) -> None:
+    class Ends(Lengths):
+        def score_pairs(self, pairs: Sequence[Pair]) -> list[float]:
+            if any(response == "end" for _, response in pairs):
+                raise error
+            return super().score_pairs(pairs)
+
+    batching = BatchingScorer(Ends(), max_batch=4)
+    with pytest.raises(RewardError, match=type(error).__name__) as found:
+        await asyncio.wait_for(batching.ascore("query", ["end"]), 60)
+    assert found.value.__cause__ is error
+    assert await asyncio.wait_for(batching.ascore("query", ["good"]), 60) == [4.0]
+
+
 def test_wrong_number_of_rewards_is_an_error() -> None:
     class Short:
         def score_pairs(self, pairs: Sequence[Pair]) -> list[float]:

@@ -74,7 +74,8 @@ class BatchingScorer:
 
     Scoring runs in threads of its own, never in asyncio's default executor, so generation goes on
     meanwhile. When a batch fails, its requests are scored one by one, and each has its own result
-    or error. Copies share the original; a pickled one starts afresh with the same options.
+    or error; what is no ordinary error, as `SystemExit`, comes as a `RewardError`. Copies share the
+    original; a pickled one starts afresh with the same options.
 
     Args:
         scorer: Scores the batches.
@@ -211,9 +212,9 @@ class BatchingScorer:
     def _score_together(self, batch: list[_Request]) -> None:
         try:
             rewards = self._rewards([pair for request in batch for pair in request.pairs])
-        except Exception as error:  # noqa: BLE001 - handed to the callers, each its own
+        except BaseException as error:  # noqa: BLE001 - handed to the callers, each its own
             if len(batch) == 1:
-                batch[0].future.set_exception(error)
+                batch[0].future.set_exception(_for_callers(self.scorer, error))
                 return
             for request in batch:
                 self._score_together([request])
@@ -246,3 +247,12 @@ class BatchingScorer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._start()
+
+
+def _for_callers(scorer: object, error: BaseException) -> Exception:
+    """Make an error one that a future can hand on: an exit is no exit of the caller's."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    failed = RewardError(f"{type(scorer).__name__}.score_pairs raised {error!r}.")
+    failed.__cause__ = error
+    return failed
