@@ -71,6 +71,19 @@ def test_batch_scales_have_mean_zero_and_spread_one_in_each_member() -> None:
     assert EnsembleScorer({"one": LENIENT}, scales="batch").score("q", ["x", "x"]) == [0, 0]
 
 
+def test_what_differs_by_rounding_alone_is_alike_to_batch_scales() -> None:
+    alike = Table({"x": 0.1 + 0.2, "y": 0.3})
+    assert EnsembleScorer({"one": alike}, scales="batch").score("q", ["x", "y"]) == [0, 0]
+
+
+def test_rewards_whose_squares_overflow_are_averaged_all_the_same() -> None:
+    members = {"a": Table({"x": 1e200}), "b": Table({"x": -1e200})}
+    assert EnsembleScorer(members).score("q", ["x"]) == [0]
+    assert EnsembleScorer(members, uncertainty_penalty=2).score("q", ["x"]) == [
+        pytest.approx(-2e200)
+    ]
+
+
 def test_fixed_scales_give_a_response_the_same_reward_in_every_round() -> None:
     scorer = ensemble(scales={"lenient": Scale(3, 2), "harsh": Scale(0, 10)})
     together = scorer.score("q", RESPONSES)
@@ -150,6 +163,8 @@ def test_a_function_is_a_member() -> None:
         ({"weights": {"lenient": 0, "harsh": 0}}, "one of them positive"),
         ({"uncertainty_penalty": -1}, "uncertainty_penalty not to be negative"),
         ({"scales": {"lenient": Scale(0, 1)}}, "scales for the members"),
+        ({"scales": "zscore"}, "'batch' or a Scale.* got 'zscore'"),
+        ({"scales": {"lenient": (0, 1), "harsh": (0, 1)}}, r"got \{'lenient': \(0, 1\)"),
     ],
 )
 def test_options_that_cannot_work(options: dict[str, Any], words: str) -> None:
@@ -221,6 +236,7 @@ def test_length_beyond_the_free_length_costs() -> None:
     [
         ({"weight": -1}, "weight=-1"),
         ({"weight": 1, "free_length": -1}, "free_length=-1"),
+        ({"weight": 1, "free_length": math.nan}, "free_length=nan"),
         ({"weight": 1, "unit": "lines"}, "'lines'"),
     ],
 )

@@ -200,6 +200,8 @@ SCHEMA = {
         ("name: Ada", 0, "is no JSON"),
         ("", 0, "is no JSON"),
         ("[" * 100_000, 0, "nested too deeply|is no JSON"),
+        ('{"name": "Ada", "age": NaN}', 0, "is no JSON: NaN is no number"),
+        ('{"name": "Ada", "age": -Infinity}', 0, "is no JSON: -Infinity is no number"),
     ],
 )
 def test_json(response: str, reward: float, words: str) -> None:
@@ -207,6 +209,22 @@ def test_json(response: str, reward: float, words: str) -> None:
     found = judge(JSONSchemaScorer(SCHEMA), response)
     assert found == pytest.approx(reward)
     assert re.search(words, str(found.feedback))
+
+
+@pytest.mark.parametrize(
+    ("schema", "response", "words"),
+    [
+        ({"items": {"$ref": "#"}}, "[" * 400 + "]" * 400, "nested too deeply to be checked"),
+        ({"multipleOf": 0.5}, "1e999", "number too large to be checked"),
+    ],
+)
+def test_json_that_cannot_be_checked_breaks_nothing(
+    schema: dict[str, Any], response: str, words: str
+) -> None:
+    pytest.importorskip("jsonschema", reason="needs the extra 'verify'")
+    found = judge(JSONSchemaScorer(schema), response)
+    assert found == 0
+    assert words in str(found.feedback)
 
 
 def test_json_without_grades_and_with_a_schema_from_the_inputs() -> None:

@@ -15,7 +15,7 @@ already.
   transformation: the same response has the same reward in every round, thread and process.
 - ``scales="batch"``: each member is z-normalised over the responses of one ``score`` call.
   Comparable only within that call: use it for best-of-N (depth 0) or offline ranking, **not** in a
-  loop with depth above 0.
+  loop with depth above 0. A member that rewards all alike (but for rounding) gives 0 to each.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class EnsembleScorer:
         self.combine: Combine = combine
         self.weights = _normalised(self.members, weights)
         self.uncertainty_penalty = uncertainty_penalty
-        self.scales = scales if scales is None or scales == "batch" else dict(scales)
+        self.scales = _checked_scales(scales, self.members)
         if combine not in ("mean", "min"):
             raise ConfigurationError(f"Expected combine to be 'mean' or 'min', got {combine!r}.")
         if combine == "min" and (weights is not None or uncertainty_penalty):
@@ -89,8 +89,6 @@ class EnsembleScorer:
             raise ConfigurationError(
                 f"Expected uncertainty_penalty not to be negative, got {uncertainty_penalty}."
             )
-        if isinstance(self.scales, dict):
-            _same_names("scales", self.scales, self.members)
 
     def score(self, query: str, responses: Sequence[str]) -> list[float]:
         """Reward each response; the members are called one after the other.
@@ -163,10 +161,9 @@ class EnsembleScorer:
         if isinstance(self.scales, dict):
             return [self.scales[name](reward) for reward in rewards]
         finite = [reward for reward in rewards if math.isfinite(reward)]
-        spread = pstdev(finite) if finite else 0.0
-        if spread == 0.0:
+        if not finite or math.isclose(min(finite), max(finite)):  # but for rounding
             return [reward - reward for reward in rewards]  # 0; stays NaN for NaN
-        mean = fmean(finite)
+        mean, spread = fmean(finite), pstdev(finite)
         return [(reward - mean) / spread for reward in rewards]
 
     def _one(self, raw: Mapping[str, float], scaled: Mapping[str, float]) -> Reward:
@@ -178,8 +175,10 @@ class EnsembleScorer:
         if self.combine == "min":
             return Reward(min(scaled.values()), feedback, notes)
         mean = sum(self.weights[name] * value for name, value in scaled.items())
-        variance = sum(self.weights[name] * (value - mean) ** 2 for name, value in scaled.items())
-        return Reward(mean - self.uncertainty_penalty * math.sqrt(variance), feedback, notes)
+        deviation = math.hypot(  # the squares themselves could overflow
+            *(math.sqrt(self.weights[name]) * (value - mean) for name, value in scaled.items())
+        )
+        return Reward(mean - self.uncertainty_penalty * deviation, feedback, notes)
 
 
 class LengthPenalisedScorer:
@@ -201,7 +200,7 @@ class LengthPenalisedScorer:
     def __init__(
         self, scorer: Any, *, weight: float, free_length: int = 0, unit: Unit = "words"
     ) -> None:
-        if not (weight >= 0 and math.isfinite(weight)) or free_length < 0:
+        if not (weight >= 0 and math.isfinite(weight) and free_length >= 0):
             raise ConfigurationError(
                 f"Expected weight and free_length not to be negative; got weight={weight} and "
                 f"free_length={free_length}."
@@ -260,6 +259,20 @@ def _same_names(what: str, given: Mapping[str, object], members: Mapping[str, Sc
         raise ConfigurationError(
             f"Expected {what} for the members {sorted(members)}, got them for {sorted(given)}."
         )
+
+
+def _checked_scales(
+    scales: Any, members: Mapping[str, Scorer]
+) -> dict[str, Scale] | Literal["batch"] | None:
+    if scales is None or scales == "batch":
+        return scales
+    if not (isinstance(scales, Mapping) and all(isinstance(s, Scale) for s in scales.values())):
+        raise ConfigurationError(
+            f"Expected scales to be None, 'batch' or a Scale(mean, std) by name, got {scales!r}."
+        )
+    given: dict[str, Scale] = {**scales}
+    _same_names("scales", given, members)
+    return given
 
 
 def _normalised(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import dspy
@@ -16,9 +16,9 @@ from tpo_modules.drawing import Draw, Drawn, run_threads
 from tpo_modules.errors import ConfigurationError, ScorerError
 from tpo_modules.lm import Sampling, parameters
 from tpo_modules.scorers.base import Reward
+from tpo_modules.scorers.judgements import expected_rating, has_reason, read_rating, read_verdict
 from tpo_modules.step import Program, Step, check_offered
 
-_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
 _TOP_LOGPROBS = 20
 
 
@@ -27,9 +27,10 @@ class JudgeScorer:
 
     The judge's signature is shown ``query`` and ``response`` and is swappable like the loop's prompts. Where
     the endpoint gives log-probabilities, the reward is the expected value of the rating over the tokens that
-    could have stood in its place, which tells apart responses that get the same number; else it is the mean
-    over ``samples`` ratings. Words around the rating become the reward's feedback, which reaches a loss
-    step that asks for it. Ratings of different responses are asked for at the same time.
+    could have stood in its place, which tells apart responses that get the same number (`expected_rating`
+    says when it cannot); else it is the mean over ``samples`` ratings. Words around the rating become the
+    reward's feedback, which reaches a loss step that asks for it. Ratings of different responses are asked
+    for at the same time.
 
     Cost: ``samples`` sequences per response; one with log-probabilities.
 
@@ -110,13 +111,11 @@ class JudgeScorer:
             read_rating(text, self.scale) if value is None else value
             for text, value in zip(texts, expected, strict=True)
         ]
-        notes = [
-            f"no rating in {t!r:.80}" for t, r in zip(texts, ratings, strict=True) if r is None
-        ]
+        notes = _unread("rating", drawn, ratings)
         read = [(r, t) for t, r in zip(texts, ratings, strict=True) if r is not None]
         if not read:
             return Reward(math.nan, notes=notes)
-        feedback = read[0][1] if len(_NUMBER.sub("", read[0][1]).split()) > 3 else None
+        feedback = read[0][1] if has_reason(read[0][1]) else None
         return Reward(sum(rating for rating, _ in read) / len(read), feedback, notes)
 
 
@@ -125,9 +124,11 @@ class PairwiseJudge:
 
     Each pair is judged in both orders, so that a preference for a place cancels out. A margin is the log-odds
     of the first response's share of the verdicts, with half a verdict added to each side so that it is
-    finite: one judgement in each order gives 1.6 for two wins and 0 for a split or two ties.
+    finite: one judgement in each order gives 1.6 for two wins and 0 for a split or two ties. Both orders
+    weigh alike, and without a readable verdict in one of them there is no margin.
 
-    Cost: ``2 * samples`` sequences per pair.
+    Cost: ``2 * samples`` sequences per pair; a pair that is asked for twice, or in both directions, is
+    judged once.
 
     Args:
         lm: The judge's LM; the one that DSPy is configured with by default.
@@ -155,17 +156,15 @@ class PairwiseJudge:
     def margins(self, query: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """Compare pairs of responses: see `PairwiseModel.margins`.
 
+        Returns:
+            One `Reward` per pair: the margin, or NaN where one of the orders has no readable verdict. Its
+            notes tell each verdict that was not read and each request that failed.
+
         Raises:
             ScorerError: Every request failed.
         """
-        orders = [(pair, swapped) for pair in pairs for swapped in (False, True)]
-        drawn = _draw_all([self._draw(query, pair, swapped) for pair, swapped in orders])
-        _check_alive(drawn)
-        shares = [
-            [1.0 - share if swapped else share for share in _verdicts(one)]
-            for one, (_, swapped) in zip(drawn, orders, strict=True)
-        ]
-        return [_log_odds(shares[i] + shares[i + 1]) for i in range(0, len(shares), 2)]
+        drawn = self._compare(query, pairs)
+        return [_log_odds(drawn[a, b], drawn[b, a]) for a, b in pairs]
 
     def shares(self, query: str, first: str, second: str) -> tuple[float | None, float | None]:
         """Ask for verdicts on two responses in both orders.
@@ -177,64 +176,26 @@ class PairwiseJudge:
         Raises:
             ScorerError: Every request failed.
         """
-        drawn = _draw_all(
-            [self._draw(query, (first, second), swapped) for swapped in (False, True)]
-        )
-        _check_alive(drawn)
-        read = [_verdicts(one) for one in drawn]
-        own, other = (sum(verdicts) / len(verdicts) if verdicts else None for verdicts in read)
+        drawn = self._compare(query, [(first, second)])
+        own, other = (_share(_verdicts(drawn[o])) for o in ((first, second), (second, first)))
         return own, None if other is None else 1 - other
 
-    def _draw(self, query: str, pair: tuple[str, str], swapped: bool) -> Draw:
-        first, second = reversed(pair) if swapped else pair
+    def _compare(
+        self, query: str, pairs: Sequence[tuple[str, str]]
+    ) -> dict[tuple[str, str], Drawn]:
+        """Show the pairs in both orders, each order once."""
+        shown = list(dict.fromkeys(order for a, b in pairs for order in ((a, b), (b, a))))
+        drawn = _draw_all([self._draw(query, *order) for order in shown])
+        _check_alive(drawn)
+        return dict(zip(shown, drawn, strict=True))
+
+    def _draw(self, query: str, first: str, second: str) -> Draw:
         values = {
             "query": str(query),
             "first_response": str(first),
             "second_response": str(second),
         }
         return _ask(self.step, values, self.samples, self.seed, {})
-
-
-def read_rating(text: str, scale: tuple[float, float]) -> float | None:
-    """Read the last number on the scale from an answer; ``8/9`` counts as 8; None where there is none."""
-    low, top = (re.escape(f"{end:g}") for end in scale)
-    cleaned = re.sub(
-        rf"\b{low}\s*(?:to|and|-|\u2013|\.\.+)\s*{top}\b", " ", text
-    )  # the scale, told again
-    cleaned = re.sub(rf"(?:/|\bout of)\s*{top}\b", " ", cleaned)
-    numbers = [float(found) for found in _NUMBER.findall(cleaned)]
-    on_scale = [number for number in numbers if scale[0] <= number <= scale[1]]
-    return on_scale[-1] if on_scale else None
-
-
-def expected_rating(logprobs: Any, scale: tuple[float, float]) -> float | None:
-    """Take the expected rating over the alternatives to the last token that is one.
-
-    Args:
-        logprobs: OpenAI's ``logprobs`` of a completion, or None.
-        scale: Lowest and highest rating.
-
-    Returns:
-        The mean of the ratings among the token's alternatives, weighted by their probabilities; None where
-        no token is a rating.
-    """
-    tokens: Iterable[Any] = _get(logprobs, "content") or []
-    rated = [token for token in tokens if _as_rating(_get(token, "token"), scale) is not None]
-    if not rated:
-        return None
-    weights: dict[float, float] = {}
-    for other in [*(_get(rated[-1], "top_logprobs") or []), rated[-1]]:
-        rating = _as_rating(_get(other, "token"), scale)
-        if rating is not None:  # the same rating can be two tokens: with and without a space
-            weights.setdefault(rating, 0.0)
-            weights[rating] = max(weights[rating], math.exp(_get(other, "logprob")))
-    total = sum(weights.values())
-    return sum(rating * weight for rating, weight in weights.items()) / total if total else None
-
-
-def _as_rating(token: Any, scale: tuple[float, float]) -> float | None:
-    text = str(token or "").strip()
-    return float(text) if text.isdigit() and scale[0] <= float(text) <= scale[1] else None
 
 
 def _judge_step(program: Program, shown: Sequence[str], lm: Any) -> Step:
@@ -267,18 +228,39 @@ def _logprobs(drawn: Drawn, index: int) -> Any:
     return lines[-1][2].get("logprobs") if lines else None
 
 
-def _verdicts(drawn: Drawn) -> list[float]:
-    """Read the first response's share of each readable verdict: 1, 0, or one half for a tie."""
+def _unread(what: str, drawn: Drawn, values: Sequence[float | None]) -> list[str]:
+    """Say of each completion without a value what it says instead, or how its request failed."""
+    failed = {failure.index or 0: failure for failure in drawn.call.failures}
+    return [
+        f"no {what}: {failed[i].type}: {failed[i].message:.80}"
+        if i in failed
+        else f"no {what} in {drawn.call.completions[i].text!r:.80}"
+        for i, value in enumerate(values)
+        if value is None
+    ]
+
+
+def _verdicts(drawn: Drawn) -> list[float | None]:
+    """Read the share that each verdict gives the response shown first: 1, 0, or one half for a tie."""
     shares = {"A": 1.0, "B": 0.0, "T": 0.5}
-    texts = [completion.text for completion in drawn.call.completions]
-    letters = [re.search(r"\b([ABT])\b", text) for text in texts]
-    return [shares[letter.group(1)] for letter in letters if letter]
+    letters = [read_verdict(completion.text) for completion in drawn.call.completions]
+    return [shares[letter] if letter else None for letter in letters]
 
 
-def _log_odds(shares: Sequence[float]) -> float:
-    won = sum(shares)
-    return math.log((won + 0.5) / (len(shares) - won + 0.5))
+def _share(verdicts: Sequence[float | None]) -> float | None:
+    read = [verdict for verdict in verdicts if verdict is not None]
+    return fmean(read) if read else None
 
 
-def _get(obj: Any, name: str) -> Any:
-    return obj.get(name) if isinstance(obj, Mapping) else getattr(obj, name, None)
+def _log_odds(shown_first: Drawn, shown_second: Drawn) -> Reward:
+    verdicts = _verdicts(shown_first), _verdicts(shown_second)
+    notes = [
+        *_unread("verdict", shown_first, verdicts[0]),
+        *_unread("verdict", shown_second, verdicts[1]),
+    ]
+    own, other = map(_share, verdicts)
+    if own is None or other is None:
+        return Reward(math.nan, notes=notes)
+    count = sum(map(len, verdicts)) - len(notes)
+    won, lost = count * (own + 1 - other) / 2, count * (other + 1 - own) / 2
+    return Reward(math.log((won + 0.5) / (lost + 0.5)), notes=notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -26,9 +27,14 @@ class PairwiseModel(Protocol):
     def margins(self, query: str, pairs: Sequence[tuple[str, str]]) -> Sequence[float]:
         """Compare pairs of responses to one query.
 
+        Args:
+            query: The query.
+            pairs: Two responses each; a pair may come in both directions.
+
         Returns:
             One number per pair: the log-odds that its first response is the better one; changing
-            the two places changes the sign.
+            the two places changes the sign. NaN where the model could not tell. An element may be
+            a `Reward`, whose notes are passed on.
         """
         ...
 
@@ -39,10 +45,13 @@ class PairwiseScorer:
     A pairwise model gives no response a number of its own, and a mean over whatever is scored
     together would not be comparable from one step to the next. So the responses of a query's first
     call become its anchors, and every response to that query, then and later, has as reward the
-    mean of its margins over them (0 over itself). Rewards of different queries do not compare.
+    mean of its margins over them (0 over itself). A margin that the model could not tell (NaN) is
+    left out of the mean, with a note; a response without any margin over another has NaN. Rewards
+    of different queries do not compare.
 
-    A call costs (responses x anchors) comparisons, less those known already. Copies share the
-    anchors; a pickled scorer forgets them.
+    In each call every different response is compared with every anchor but itself; no margin is
+    kept from call to call. So a first call asks for each pair in both directions, which `PairRM`
+    and `PairwiseJudge` work out once. Copies share the anchors; a pickled scorer forgets them.
 
     Args:
         model: Compares two responses; see `PairRM`.
@@ -60,7 +69,8 @@ class PairwiseScorer:
         """Reward each response by its mean margin over the query's anchors.
 
         Returns:
-            One `Reward` per response, same order: log-odds, higher is better.
+            One `Reward` per response, same order: log-odds, higher is better; NaN where no margin
+            is known.
 
         Raises:
             RewardError: The model gave another number of margins than pairs.
@@ -77,9 +87,8 @@ class PairwiseScorer:
                 f"{len(pairs)} pairs, {len(given)} numbers"
             )
         margins = dict(zip(pairs, given, strict=True))
-        note = f"mean margin over {len(anchors)} anchors"
         return [
-            Reward(sum(margins.get((r, a), 0.0) for a in anchors) / len(anchors), notes=(note,))
+            _mean_margin([margins.get((r, a), 0.0) for a in anchors], r in anchors)
             for r in responses
         ]
 
@@ -103,6 +112,18 @@ class PairwiseScorer:
         self._start()
 
 
+def _mean_margin(margins: Sequence[float], is_anchor: bool) -> Reward:
+    """Average margins over the anchors, one of which is 0 if the response is an anchor itself."""
+    notes = [note for margin in margins if isinstance(margin, Reward) for note in margin.notes]
+    known = [float(margin) for margin in margins if not math.isnan(margin)]
+    if len(known) < len(margins):
+        notes.append(f"no margin over {len(margins) - len(known)} of {len(margins)} anchors")
+        if len(known) == int(is_anchor):  # nothing but the 0 over itself
+            return Reward(math.nan, notes=notes)
+    notes.append(f"mean margin over {len(known)} anchors")
+    return Reward(sum(known) / len(known), notes=notes)
+
+
 def _messages(query: str) -> Sequence[Message]:
     return query.messages if isinstance(query, Query) else Query(query).messages
 
@@ -112,7 +133,7 @@ class PairRM:
 
     The input is query, first and second response, each encoded on its own after a token that names
     it; a head on that token's vector and the query's rates each response, and the margin is the
-    difference. Both orders are run and averaged, so changing places changes only the sign.
+    difference. Both orders are run, each once, and averaged: changing places changes only the sign.
     Queries of several turns are written as one text (`conversation_text`).
 
     Args:
@@ -161,7 +182,7 @@ class PairRM:
         with self._lock:
             if self._network is None:
                 self._load()
-            both = [pair for a, b in pairs for pair in ((a, b), (b, a))]
+            both = list(dict.fromkeys(order for a, b in pairs for order in ((a, b), (b, a))))
             rows = [self._encode(query, first, second) for first, second in both]
             order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
             logits = [0.0] * len(rows)
@@ -171,7 +192,8 @@ class PairRM:
                     batch, self._compare([rows[i] for i in batch]), strict=True
                 ):
                     logits[index] = value
-        return [(logits[2 * i] - logits[2 * i + 1]) / 2 for i in range(len(pairs))]
+        found = dict(zip(both, logits, strict=True))
+        return [(found[a, b] - found[b, a]) / 2 for a, b in pairs]
 
     def _encode(self, query: str, first: str, second: str) -> list[int]:
         source = self._part("<|source|>", conversation_text(_messages(query)), self.source_length)

@@ -20,7 +20,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn
 
 from tpo_modules.errors import ConfigurationError, InputError, MissingExtraError
 from tpo_modules.scorers.base import Reward, as_query
@@ -224,7 +224,8 @@ class JSONSchemaScorer(VerifiableScorer):
     """How well a response keeps to a JSON schema: 1 / (1 + violations), and 0 if it is no JSON.
 
     The graded reward tells apart responses that all fail; ``graded=False`` gives 0 to each of them.
-    A single code fence around the JSON is taken off. Needs the extra ``verify``.
+    A single code fence around the JSON is taken off. NaN and Infinity, which Python's own parser
+    takes, are no JSON. Needs the extra ``verify``.
 
     Args:
         schema: The schema; None takes it from the inputs (as an object or as JSON text).
@@ -247,14 +248,15 @@ class JSONSchemaScorer(VerifiableScorer):
         validator = _validator(reference)
         fence = _FENCE.match(response)
         try:
-            value = json.loads(fence[1] if fence else response)
+            value = json.loads(fence[1] if fence else response, parse_constant=_no_number)
+            errors = validator.iter_errors(value)
+            found: list[Any] = sorted(errors, key=lambda e: list(map(str, e.path)))
         except ValueError as error:
             return Reward(0.0, f"The response is no JSON: {error}.")
         except RecursionError:
-            return Reward(0.0, "The response is JSON that is nested too deeply to be read.")
-        found: list[Any] = sorted(
-            validator.iter_errors(value), key=lambda e: list(map(str, e.path))
-        )
+            return Reward(0.0, "The response is JSON that is nested too deeply to be checked.")
+        except OverflowError:
+            return Reward(0.0, "The response is JSON with a number too large to be checked.")
         if not found:
             return Reward(1.0, "The response is JSON that keeps to the schema.")
         listed = "; ".join(f"{error.json_path}: {error.message[:200]}" for error in found[:5])
@@ -276,6 +278,10 @@ def compiled(pattern: str, flags: int) -> re.Pattern[str]:
         raise ConfigurationError(
             f"Expected a regular expression, got {pattern!r}: {error}."
         ) from error
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number in JSON")
 
 
 def _validator(schema: Any) -> Any:
