@@ -76,6 +76,13 @@ def test_what_differs_by_rounding_alone_is_alike_to_batch_scales() -> None:
     assert EnsembleScorer({"one": alike}, scales="batch").score("q", ["x", "y"]) == [0, 0]
 
 
+def test_what_differs_by_rounding_alone_has_no_scale() -> None:
+    alike = EnsembleScorer({"one": Table({"x": 0.1 + 0.2, "y": 0.3})})
+    for pairs in ([("q", "x"), ("q", "y")], [("p", "x"), ("q", "y")]):
+        with pytest.raises(ConfigurationError, match="all 2 pairs the same reward"):
+            alike.calibrate(pairs)
+
+
 def test_rewards_whose_squares_overflow_are_averaged_all_the_same() -> None:
     members = {"a": Table({"x": 1e200}), "b": Table({"x": -1e200})}
     assert EnsembleScorer(members).score("q", ["x"]) == [0]

@@ -37,7 +37,7 @@ def measured_scale(name: str, queries: Sequence[str], rewards: Sequence[float]) 
     """Measure a member's scale on rewards of known queries; see `EnsembleScorer.calibrate`.
 
     Raises:
-        ConfigurationError: All rewards are alike, or NaN.
+        ConfigurationError: All rewards are alike (but for rounding), or NaN.
     """
     finite = [(q, float(r)) for q, r in zip(queries, rewards, strict=True) if math.isfinite(r)]
     groups: dict[str, list[float]] = {}
@@ -46,10 +46,11 @@ def measured_scale(name: str, queries: Sequence[str], rewards: Sequence[float]) 
     several = [group for group in groups.values() if len(group) > 1]
     squares = sum((r - fmean(group)) ** 2 for group in several for r in group)
     freedom = sum(len(group) - 1 for group in several)
+    rounding = 1e-9 * max((abs(reward) for _, reward in finite), default=0.0)
     std = math.sqrt(squares / freedom) if freedom else 0.0
-    if std == 0.0 and len(finite) > 1:
+    if std <= rounding and len(finite) > 1:
         std = pstdev([reward for _, reward in finite])
-    if std == 0.0:
+    if std <= rounding:
         raise ConfigurationError(
             f"The member {name!r} gave all {len(rewards)} pairs the same reward (or none), so it "
             "has no scale. Calibrate on responses that differ, or leave the member out."
