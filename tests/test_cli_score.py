@@ -83,6 +83,24 @@ def test_a_json_list_and_blank_lines_and_a_byte_order_mark_are_read(tmp_path: Pa
     assert [row.where for row in read_rows(spaced)] == ["line 2", "line 4"]
 
 
+def test_inputs_and_answers_are_kept_in_rows_of_every_form(tmp_path: Path) -> None:
+    answered = [USER, {"role": "assistant", "content": "r"}]
+    given = {"answer": "4", "inputs": {"unit": "m"}}
+    rows = [{"messages": answered, **given}]
+    pairs = [
+        {"chosen": answered, "rejected": [USER, {"role": "assistant", "content": "x"}], **given},
+        {"chosen": HH, "rejected": HH, **given},
+    ]
+    for row in (*read_rows(write(tmp_path, rows)), *read_rows(write(tmp_path, pairs))):
+        assert dict(row.query.inputs) == {"unit": "m", "answer": "4"}
+
+
+def test_a_json_list_may_follow_blank_lines(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text("\n \n" + json.dumps([{"query": "q", "response": "r"}], indent=1))
+    assert [row.where for row in read_rows(path)] == ["row 1"]
+
+
 def test_line_separators_inside_a_text_do_not_end_a_line(tmp_path: Path) -> None:
     [row] = read_rows(write(tmp_path, [{"query": "q", "response": "a\u2028b\x85c"}]))
     assert isinstance(row, ResponseRow)
@@ -161,6 +179,16 @@ def test_a_text_that_is_no_transcript() -> None:
         ([{"query": "q", "chosen": "c", "rejected": [USER]}], "both text, or both lists"),
         ([{"chosen": HH, "rejected": "\n\nHuman: Bye\n\nAssistant: x"}], "share no query"),
         ([{"chosen": [USER], "rejected": [USER]}], "expected the assistant's response"),
+        (
+            [{"query": 5, "response": "r"}],
+            "line 1: expected 'query' to be text, or a list.*; got 5",
+        ),
+        ([{"query": [], "response": "r"}], r"line 1: expected 'query' to be text.*; got \[\]"),
+        ([{"query": None, "response": "r"}], "line 1: lacks 'query'; it has 'response'"),
+        (
+            [{"messages": [{"role": "user", "content": ["q"]}], "response": "r"}],
+            "line 1: expected 'messages' to be text, or a list of messages",
+        ),
         ([{"messages": [USER]}], "to end with the assistant's response"),
         ([PAIR, ["q", "r"]], "line 2: expected a JSON object, got list"),
         ([["q", "r"]], "row 1: expected a JSON object, got str"),
@@ -287,7 +315,9 @@ def test_all_chunks_are_scored_in_order_and_progress_is_told() -> None:
 
     done: list[int] = []
     pairs = [(f"q{i % 2}", "x" * i) for i in range(10)]
-    rewards = score_all(Length(), pairs, chunk=4, workers=2, on_progress=done.append)
+    rewards = score_all(
+        Length(), pairs, chunk=4, workers=2, on_progress=lambda r: done.append(len(r))
+    )
     assert rewards == [float(i) for i in range(10)]
     assert done == [4, 8, 10]
 
@@ -343,8 +373,19 @@ def test_preferences_as_json_and_to_a_file(tmp_path: Path, scorer: str) -> None:
     assert report["by_category"] == {}
     assert report["length"]["longer_wins"] == 1.0
     assert [json.loads(line) for line in out.read_text().splitlines()] == [
-        {"where": "line 1", "chosen_reward": 4.0, "rejected_reward": 3.0},
-        {"where": "line 2", "chosen_reward": 4.0, "rejected_reward": 8.0},
+        {
+            "where": "line 1",
+            "chosen_reward": 4.0,
+            "rejected_reward": 3.0,
+            "chosen_feedback": "long",
+        },
+        {
+            "where": "line 2",
+            "chosen_reward": 4.0,
+            "rejected_reward": 8.0,
+            "chosen_feedback": "long",
+            "rejected_feedback": "long",
+        },
     ]
 
 
@@ -377,3 +418,55 @@ def test_errors_come_before_any_scoring(tmp_path: Path, scorer: str) -> None:
     assert result.stdout == ""
     result = tpo_score(write(tmp_path, [PAIR]), "--reward", scorer, "--chunk", 0)
     assert isinstance(result.exception, ConfigurationError)
+
+
+@pytest.fixture
+def failing(tmp_path: Path) -> str:
+    file = tmp_path / "failing.py"
+    file.write_text(
+        "import numpy as np\n"
+        "from tpo_modules.scorers.base import Reward\n"
+        "class Scorer:\n"
+        "    def score(self, query, responses):\n"
+        "        if 'end' in responses:\n"
+        "            raise ConnectionError('the server is gone')\n"
+        "        notes = ['cut by 3 tokens']\n"
+        "        return [Reward(float('nan'), notes=notes) if r == 'odd' else np.float32(len(r))\n"
+        "                for r in responses]\n"
+        "scorer = Scorer()\n"
+    )
+    return f"python:{file}:scorer"
+
+
+def test_what_was_scored_outlives_a_failure(tmp_path: Path, failing: str) -> None:
+    rows = [{"query": f"q{i}", "response": "r" * i} for i in range(5)]
+    rows.append({"query": "q5", "response": "end"})
+    out = tmp_path / "new" / "out.jsonl"
+    result = tpo_score(write(tmp_path, rows), "--reward", failing, "--out", out, "--chunk", 2)
+    assert isinstance(result.exception, Exception)
+    assert "4 of 6 rows were scored" in " ".join(result.stderr.split())
+    assert [json.loads(line)["reward"] for line in out.read_text().splitlines()] == [0, 1, 2, 3]
+
+
+def test_a_file_that_cannot_be_written_is_told_before_any_scoring(tmp_path: Path) -> None:
+    path = write(tmp_path, [PAIR])
+    for out in (tmp_path, path / "out.jsonl"):
+        result = tpo_score(path, "--reward", "python:nowhere:reward", "--out", out)
+        assert isinstance(result.exception, ConfigurationError)
+        assert "--out" in str(result.exception)
+
+
+def test_numbers_of_any_kind_and_what_was_said_of_both_responses(
+    tmp_path: Path, failing: str
+) -> None:
+    out = tmp_path / "out.jsonl"
+    path = write(tmp_path, [{**PAIR, "rejected": "odd"}])
+    result = tpo_score(path, "--reward", failing, "--json", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["overall"]["unscored"] == 1
+    assert json.loads(out.read_text()) == {
+        "where": "line 1",
+        "chosen_reward": 4.0,
+        "rejected_reward": None,
+        "rejected_notes": ["cut by 3 tokens"],
+    }

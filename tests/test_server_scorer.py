@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from stub_servers import Answer, Request, reward_of, stub_server
 
+from tpo_modules.cli.rewards import make_ready
 from tpo_modules.errors import ConfigurationError, RewardError, ScorerError
 from tpo_modules.scorers.base import Query, Reward
 from tpo_modules.scorers.score_check import check_rewards, guess_cause
@@ -166,6 +167,74 @@ def test_model_token_headers_and_extra_fields_are_sent() -> None:
         assert "secret" not in repr(scorer)
 
 
+def test_white_space_around_a_token_or_header_is_left_out() -> None:
+    options: dict[str, Any] = {"token": "abc\n", "headers": {"x-api-key": " k\r\n"}}
+    with (
+        stub_server(STUBS["rerank"]) as stub,
+        ServerScorer(stub.url, api="rerank", **options) as scorer,
+    ):
+        scorer.score("q", ["a"])
+        [request] = stub.requests
+        assert request.headers["authorization"] == "Bearer abc"
+        assert request.headers["x-api-key"] == "k"
+
+
+# --- asked once before a run ----------------------------------------------------------------------
+
+
+def test_a_probe_sends_what_a_score_sends() -> None:
+    options: dict[str, Any] = {"model": "rm", "token": "s3cret", "headers": {"x-team": "tpo"}}
+    with (
+        stub_server(STUBS["rerank"]) as stub,
+        ServerScorer(
+            stub.url, api="rerank", extra={"truncate_prompt_tokens": 99}, **options
+        ) as scorer,
+    ):
+        scorer.score("Hello", ["Hello."])
+        assert make_ready(scorer) is scorer
+        scored, probed = stub.requests
+        assert probed.body == scored.body
+        assert probed.headers == scored.headers
+
+
+def test_a_probe_reads_the_output_that_is_the_reward() -> None:
+    with (
+        stub_server(lambda _: {"data": [{"index": 0, "probs": [0.25, 2.5]}]}) as stub,
+        ServerScorer(stub.url, output=1) as scorer,
+    ):
+        make_ready(scorer)
+        with (
+            ServerScorer(stub.url) as unclear,
+            pytest.raises(RewardError, match="gave 2 numbers per response"),
+        ):
+            make_ready(unclear)
+
+
+def test_a_probe_does_not_try_for_as_long_as_a_run() -> None:
+    patient = Retry(limit=50, first_wait=0.01, longest_wait=0.01)
+    once = Retry(limit=1, first_wait=0.01)
+    for retry, attempts in [(patient, 3), (once, 2)]:
+        with (
+            stub_server(lambda _: Answer(503)) as stub,
+            ServerScorer(stub.url, api="rerank", retry=retry) as scorer,
+        ):
+            with pytest.raises(ScorerError, match=f"after {attempts} attempt"):
+                make_ready(scorer)
+            assert len(stub.requests) == attempts
+
+
+def test_a_probe_passes_where_the_served_scorer_wants_an_input_that_only_queries_have() -> None:
+    lacking = Answer(422, json={"error": {"message": "no input 'answer'"}})
+    with stub_server(lambda _: lacking) as stub:
+        with ServerScorer(stub.url, api="tpo") as scorer:
+            make_ready(scorer)
+        with (  # sends no inputs, so it never could be scored
+            ServerScorer(stub.url, api="vllm-classify") as scorer,
+            pytest.raises(ScorerError, match="no input 'answer'"),
+        ):
+            make_ready(scorer)
+
+
 # --- models with several outputs ------------------------------------------------------------------
 
 
@@ -311,6 +380,15 @@ NONSENSE: dict[str, tuple[Any, str]] = {
         {"results": [{"index": i, "relevance_score": "good"} for i in range(2)]},
         "'good' as a reward; expected a number",
     ),
+    "a false content-encoding": (
+        Answer(raw=b'{"results": []}', headers={"content-encoding": "gzip"}),
+        "not packed as its content-encoding says",
+    ),
+    "too many brackets": (Answer(raw=b"[" * 100_000), "not JSON"),
+    "a number beyond floats": (
+        {"results": [{"index": i, "relevance_score": 10**400} for i in range(2)]},
+        r"100000.*\.\.\. as a reward; expected a number that a float can hold",
+    ),
     "a truth value": (
         {"results": [{"index": i, "relevance_score": True} for i in range(2)]},
         "True as a reward",
@@ -343,6 +421,16 @@ def test_a_response_without_a_finite_score_is_nan_and_the_others_stay(value: str
         assert math.isnan(bad)
         assert isinstance(bad, Reward)
         assert "the server scored it with" in bad.notes[0]
+
+
+def test_an_error_of_many_brackets_is_told_as_text() -> None:
+    refusal = Answer(401, raw=b"[" * 100_000)
+    with (
+        stub_server(lambda _: refusal) as stub,
+        ServerScorer(stub.url, api="rerank", retry=QUICK) as scorer,
+        pytest.raises(ScorerError, match=r"HTTP 401: \[\[.*token="),
+    ):
+        scorer.score("q", ["a"])
 
 
 def too_long(request: Request) -> Any:
@@ -477,6 +565,21 @@ def test_copies_and_pickles_work_and_close_can_be_followed_by_more() -> None:
         ("http://x", {"timeout": 0}, "timeout to be positive"),
         ("http://x", {"batch_size": 0}, "batch_size of at least 1"),
         ("http://x", {"max_concurrency": 0}, "max_concurrency of at least 1"),
+        ("http://x", {"token": "\n"}, "Expected a token, got an empty one"),
+        ("http://x", {"token": "abc\u00e9"}, "the token to be one line of ASCII"),
+        ("http://x", {"token": "abc\ndef"}, "the token to be one line of ASCII"),
+        ("http://x", {"headers": {"x-key": "a\nb"}}, "the header 'x-key' to be one line"),
+        ("http://x", {"headers": {"x key": "a"}}, "a header's name.*got 'x key'"),
+        (
+            "http://x",
+            {"chat_template": "{{x}}", "max_length": 5},
+            "vllm-classify, chat_template=, max_length= would not be heeded: expected tokenizer=",
+        ),
+        (
+            "http://x",
+            {"api": "rerank", "tokenizer": "folder", "max_length": 5},
+            "rerank, tokenizer=, max_length= would not be heeded: expected another api",
+        ),
     ],
 )
 def test_arguments_that_cannot_work(url: str, options: dict[str, Any], words: str) -> None:
@@ -569,6 +672,18 @@ def test_the_server_reads_the_tokens_of_the_chat_template_with_one_bos(
         assert len(stub.requests) == 1, "templated conversations share a request"
     assert read == [wanted_ids(response) for response in responses]
     assert [ids.count(0) for ids in read] == [1, 1]
+
+
+def test_a_probe_applies_the_template_too(tokenizer_folder: Path) -> None:
+    read: list[list[int]] = []
+    with (
+        stub_server(ids_reader(tokenizer_folder, read, "sglang-classify")) as stub,
+        ServerScorer(stub.url, api="sglang-classify", tokenizer=str(tokenizer_folder)) as scorer,
+    ):
+        make_ready(scorer)
+        scorer.score("Hello", ["Hello."])
+    probed, scored = read
+    assert probed == scored
 
 
 @pytest.mark.parametrize("api", TEMPLATED[:2])
@@ -672,6 +787,12 @@ def test_causes_that_numbers_alone_show() -> None:
 def test_check_needs_one_expected_reward_per_pair() -> None:
     with pytest.raises(ConfigurationError, match="got 1 rewards for 2 pairs"):
         check_rewards([1.0, 2.0], [1.0], tol=0.1, subject="x")
+
+
+@pytest.mark.parametrize("unknown", [math.nan, math.inf])
+def test_check_needs_finite_expected_rewards(unknown: float) -> None:
+    with pytest.raises(ConfigurationError, match=f"got {unknown} for pair 1"):
+        check_rewards([1.0, 5.0, 2.0], [1.0, unknown, 2.0], tol=0.1, subject="x")
 
 
 @pytest.fixture(autouse=True)

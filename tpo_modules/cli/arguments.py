@@ -14,6 +14,7 @@ model_option = partial(typer.Option, rich_help_panel="Models")
 method_option = partial(typer.Option, rich_help_panel="Method")
 sampling_option = partial(typer.Option, rich_help_panel="Sampling")
 run_option = partial(typer.Option, rich_help_panel="Run")
+local_option = partial(typer.Option, rich_help_panel="A reward model in this process")
 cluster_option = partial(typer.Option, rich_help_panel="Past one machine")
 
 Data = Annotated[
@@ -58,6 +59,27 @@ Reward = Annotated[
         help="'bundled', a reward model's folder or hub id, python:module:function, "
         "python:file.py:function, judge:MODEL, the URL of a served one, or API+URL (see docs/serving.md)."
     ),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    local_option(
+        "--trust-remote-code", help="Run Python code that comes with the model; read it first."
+    ),
+]
+Output = Annotated[
+    str | None,
+    local_option(help="Which output is the reward, by index or label, where there are several."),
+]
+Dtype = Annotated[
+    str | None,
+    local_option(help="float32, bfloat16 or float16. \\[default: as the weights are saved]"),
+]
+Device = Annotated[
+    str | None, local_option(help="cpu, cuda, cuda:1, ... \\[default: CUDA where there is one]")
+]
+MaxLength = Annotated[
+    int | None,
+    local_option(help="Tokens beyond which an input is cut. \\[default: the model's limit]"),
 ]
 Width = Annotated[int, method_option(help="Samples per round (N).")]
 Depth = Annotated[int, method_option(help="Iterations (D); 0 is best-of-N.")]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,37 @@ from tpo_modules.scorers.base import Scorer
 from tpo_modules.scorers.function import as_scorer
 from tpo_modules.scorers.reward_model import RewardModelScorer
 from tpo_modules.scorers.server import ServerScorer
-from tpo_modules.scorers.transport import Retry
 from tpo_modules.scorers.wire_shapes import WIRES
 
 
-def load_scorer(spec: str, *, lm_options: dict[str, Any] | None = None) -> Scorer:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalOptions:
+    """What a command line says of a reward model in this process; see `RewardModelScorer`.
+
+    Attributes:
+        output: An index or a label, as text.
+    """
+
+    trust_remote_code: bool = False
+    output: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    max_length: int | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Return the arguments of `RewardModelScorer` that differ from the defaults."""
+        found = {f.name: v for f in fields(self) if (v := getattr(self, f.name)) != f.default}
+        if self.output is not None and self.output.isdecimal():
+            found["output"] = int(self.output)
+        return found
+
+
+def load_scorer(
+    spec: str,
+    *,
+    lm_options: dict[str, Any] | None = None,
+    local: LocalOptions | None = None,
+) -> Scorer:
     """Make the scorer that a text names.
 
     Args:
@@ -26,21 +54,34 @@ def load_scorer(spec: str, *, lm_options: dict[str, Any] | None = None) -> Score
             served reward model, which answers as vLLM's ``/classify`` does, or ``API+URL`` for another
             API of `ServerScorer` (``tpo+http://host:8001``); else a reward model's folder or hub id.
         lm_options: Keyword arguments of the judge's ``dspy.LM``.
+        local: Options of a reward model in this process.
 
     Raises:
-        ConfigurationError: The text has a known form with something wrong in it, or is nearly ``bundled``.
+        ConfigurationError: The text has a known form with something wrong in it, or is nearly ``bundled``;
+            or ``local`` options are given for a scorer of another kind.
     """
+    options = {} if local is None else local.given()
     if not spec.strip():
         raise ConfigurationError(
             f"expected a reward model: {', '.join(_FORMS)}, or a model; got nothing"
         )
     for prefix, make in _FORMS.items():
         if spec.startswith(prefix):
+            _refuse(options, spec)
             return make(spec, lm_options or {})
     hint = nearest([spec], ["bundled"])
     if hint and not Path(spec).exists():
         raise ConfigurationError(f"expected a reward model, there is no {spec!r}{hint}")
-    return RewardModelScorer(spec)
+    return RewardModelScorer(spec, **options)
+
+
+def _refuse(options: dict[str, Any], spec: str) -> None:
+    if options:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in options)
+        raise ConfigurationError(
+            f"expected {names} only for a reward model in this process ('bundled', a folder or a hub id), "
+            f"got the scorer {spec!r}: set it where that scorer is made or served"
+        )
 
 
 def make_ready(scorer: Scorer) -> Scorer:
@@ -53,14 +94,23 @@ def make_ready(scorer: Scorer) -> Scorer:
     if isinstance(scorer, RewardModelScorer):
         scorer.load()
     elif isinstance(scorer, ServerScorer):
-        with ServerScorer(scorer.url, api=scorer.api, retry=Retry(limit=2)) as probe:
-            probe.score("Hello", ["Hello."])
+        scorer.probe()
     return scorer
 
 
 def _from_python(spec: str, _: dict[str, Any]) -> Scorer:
     found = load_object(spec.removeprefix("python:"))
-    return as_scorer(found() if isinstance(found, type) else found)
+    return as_scorer(found() if _makes_one(found) else found)
+
+
+def _makes_one(found: Any) -> bool:
+    """Say whether this is a class or a factory, to be called for the scorer."""
+    if isinstance(found, type) or not callable(found):
+        return isinstance(found, type)
+    try:
+        return not inspect.signature(found).parameters
+    except (TypeError, ValueError):
+        return False  # a builtin that tells nothing of itself
 
 
 def _judge(spec: str, lm_options: dict[str, Any]) -> Scorer:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tpo_modules.cli.rewards import load_scorer
+from tpo_modules.cli.arguments import Device, Dtype, MaxLength, Output, TrustRemoteCode
+from tpo_modules.cli.rewards import LocalOptions, load_scorer
 from tpo_modules.errors import ConfigurationError
 from tpo_modules.scorers.base import Reward
 from tpo_modules.scorers.preference_data import PreferenceRow, ResponseRow, Rows, read_rows
@@ -28,6 +30,9 @@ from tpo_modules.scorers.preference_report import (
     reward_report,
     score_all,
 )
+
+Keep: TypeAlias = Callable[[Sequence[float]], None]
+"""Takes the rewards of all pairs so far."""
 
 
 def score(
@@ -47,7 +52,7 @@ def score(
     ] = "bundled",
     limit: Annotated[int | None, typer.Option(help="Only the first so many rows.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Write each row's rewards to this JSONL file.")
+        Path | None, typer.Option(help="Write each row's rewards to this JSONL file, as they come.")
     ] = None,
     chunk: Annotated[int, typer.Option(help="Responses handed to the scorer at once.")] = 128,
     workers: Annotated[
@@ -56,6 +61,11 @@ def score(
     json_: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, nothing else.")
     ] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    output: Output = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    max_length: MaxLength = None,
 ) -> None:
     """Score the responses in a file, or measure how often a scorer agrees with preferences.
 
@@ -65,12 +75,17 @@ def score(
     if min(chunk, workers, limit or 1) < 1:
         raise ConfigurationError("Expected --chunk, --workers and --limit of at least 1.")
     rows = read_rows(file, limit=limit)
-    rewards = _rewards(rows, load_scorer(reward), chunk, workers, quiet=json_)
-    records = _records(rows, rewards)
-    if out is not None:
-        lines = [json.dumps(_plain(record), ensure_ascii=False) + "\n" for record in records]
-        out.write_text("".join(lines), encoding="utf-8")
-    _show(rows, rewards, records, as_json=json_)
+    local = LocalOptions(
+        trust_remote_code=trust_remote_code,
+        output=output,
+        dtype=dtype,
+        device=device,
+        max_length=max_length,
+    )
+    with _keeping(out, rows) as keep:
+        scorer = load_scorer(reward, local=local)
+        rewards = _rewards(rows, scorer, chunk, workers, keep, quiet=json_)
+    _show(rows, rewards, as_json=json_)
 
 
 def _pairs(rows: Rows) -> list[tuple[str, str]]:
@@ -84,7 +99,44 @@ def _pairs(rows: Rows) -> list[tuple[str, str]]:
     return pairs
 
 
-def _rewards(rows: Rows, scorer: Any, chunk: int, workers: int, *, quiet: bool) -> list[float]:
+@contextmanager
+def _keeping(out: Path | None, rows: Rows) -> Generator[Keep, None, None]:
+    """Write rows to the file as soon as they have their rewards; what was scored outlives a failure."""
+    if out is None:
+        yield lambda rewards: None
+        return
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.open("a").close()
+    except OSError as error:
+        raise ConfigurationError(f"--out: expected a file that can be written: {error}.") from error
+    each = 2 if isinstance(rows[0], PreferenceRow) else 1
+    written = 0
+
+    def keep(rewards: Sequence[float]) -> None:
+        nonlocal written
+        done = len(rewards) // each
+        records = _records(rows[written:done], rewards[written * each : done * each])
+        with out.open("a" if written else "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(_plain(r), ensure_ascii=False) + "\n" for r in records)
+        written = done
+
+    try:
+        yield keep
+    except BaseException:
+        Console(stderr=True).print(f"{written} of {len(rows)} rows were scored; see {out}.")
+        raise
+
+
+def _rewards(
+    rows: Rows,
+    scorer: Any,
+    chunk: int,
+    workers: int,
+    keep: Keep,
+    *,
+    quiet: bool,
+) -> list[float]:
     pairs = _pairs(rows)
     console = Console(stderr=True)
     columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -92,13 +144,12 @@ def _rewards(rows: Rows, scorer: Any, chunk: int, workers: int, *, quiet: bool) 
         *columns, console=console, transient=True, disable=quiet or not console.is_terminal
     ) as progress:
         task = progress.add_task("scoring", total=len(pairs))
-        return score_all(
-            scorer,
-            pairs,
-            chunk=chunk,
-            workers=workers,
-            on_progress=lambda done: progress.update(task, completed=done),
-        )
+
+        def scored(rewards: Sequence[float]) -> None:
+            keep(rewards)
+            progress.update(task, completed=len(rewards))
+
+        return score_all(scorer, pairs, chunk=chunk, workers=workers, on_progress=scored)
 
 
 def _records(rows: Rows, rewards: Sequence[float]) -> list[dict[str, Any]]:
@@ -110,26 +161,25 @@ def _records(rows: Rows, rewards: Sequence[float]) -> list[dict[str, Any]]:
         if row.category is not None:
             record["category"] = row.category
         if isinstance(row, PreferenceRow):
-            record["chosen_reward"], record["rejected_reward"] = rewards[position : position + 2]
+            chosen, rejected = rewards[position : position + 2]
+            record |= {"chosen_reward": chosen, "rejected_reward": rejected}
+            record |= _said(chosen, "chosen_") | _said(rejected, "rejected_")
             position += 2
         else:
-            record["reward"] = rewards[position]
-            record.update(_said(rewards[position]))
+            record |= {"reward": rewards[position]} | _said(rewards[position])
             position += 1
         found.append(record)
     return found
 
 
-def _said(reward: float) -> dict[str, Any]:
+def _said(reward: float, whose: str = "") -> dict[str, Any]:
     if not isinstance(reward, Reward):
         return {}
     given = {"feedback": reward.feedback, "notes": list(reward.notes)}
-    return {name: value for name, value in given.items() if value}
+    return {f"{whose}{name}": value for name, value in given.items() if value}
 
 
-def _show(
-    rows: Rows, rewards: Sequence[float], records: Sequence[dict[str, Any]], *, as_json: bool
-) -> None:
+def _show(rows: Rows, rewards: Sequence[float], *, as_json: bool) -> None:
     console = Console()
     preferences = [row for row in rows if isinstance(row, PreferenceRow)]
     if preferences:
@@ -142,7 +192,11 @@ def _show(
     responses = [row for row in rows if isinstance(row, ResponseRow)]
     summary = reward_report(responses, rewards)
     if as_json:
-        print(json.dumps(_plain({**asdict(summary), "rewards": records}), allow_nan=False))
+        print(
+            json.dumps(
+                _plain({**asdict(summary), "rewards": _records(rows, rewards)}), allow_nan=False
+            )
+        )
     else:
         _show_rewards(console, responses, rewards, summary)
 

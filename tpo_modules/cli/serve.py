@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tpo_modules.cli.rewards import load_scorer
+from tpo_modules.cli.arguments import Device, Dtype, MaxLength, Output, TrustRemoteCode
+from tpo_modules.cli.rewards import LocalOptions, load_scorer
+from tpo_modules.scorers.http_headers import checked_token
 from tpo_modules.scorers.serve import serve
 from tpo_modules.scorers.serve_options import ServeOptions
 
@@ -53,6 +55,11 @@ def serve_scorer(
     max_pending: Annotated[
         int, typer.Option(help="Responses that may wait in all.")
     ] = _DEFAULT.max_pending,
+    trust_remote_code: TrustRemoteCode = False,
+    output: Output = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    max_length: MaxLength = None,
 ) -> None:
     """Serve a scorer over HTTP, in the shape of vLLM's /classify.
 
@@ -69,12 +76,23 @@ def serve_scorer(
         max_pending=max_pending,
     )
     console = Console(stderr=True)
-    scorer = load_scorer(model)
+    token = None if token is None else checked_token(token)
+    local = LocalOptions(
+        trust_remote_code=trust_remote_code,
+        output=output,
+        dtype=dtype,
+        device=device,
+        max_length=max_length,
+    )
+    scorer = load_scorer(model, local=local)
     _load_now(scorer)
     label = name or model
 
     def announce(url: str) -> None:
-        console.print(f"serving {label} at {url}", markup=False, highlight=False, soft_wrap=True)
+        access = "without a token" if token is None else "to those with the token"
+        console.print(
+            f"serving {label} {access} at {url}", markup=False, highlight=False, soft_wrap=True
+        )
 
     try:
         serve(

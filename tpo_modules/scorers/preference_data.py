@@ -114,15 +114,15 @@ def _opened(path: Path) -> io.TextIOWrapper:
 
 
 def _parsed(path: Path, lines: io.TextIOWrapper) -> Iterator[tuple[str, object]]:
-    number = 0
-    for line in lines:
-        number += 1
+    first = True
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        if number == 1 and line.lstrip().startswith("["):
+        if first and line.lstrip().startswith("["):
             whole = _json(path, "the file", line + lines.read())
             yield from ((f"row {i}", one) for i, one in enumerate(cast("list[object]", whole), 1))
             return
+        first = False
         yield f"line {number}", _json(path, f"line {number}", line)
 
 
@@ -142,9 +142,9 @@ def _response(path: Path, where: str, value: dict[str, Any]) -> ResponseRow:
     if "response" not in value and _is_conversation(value.get("messages")):
         *turns, last = _turns(value["messages"])
         if turns and last["role"] == "assistant":
-            return ResponseRow(where, Query.from_messages(turns), last["content"], category)
+            return ResponseRow(where, _continued(turns, value), last["content"], category)
         raise DataFileError(f"{place}: expected 'messages' to end with the assistant's response.")
-    query = _query(value)
+    query = _query(value, place)
     if query is None:
         raise _lacks(place, "query", value)
     return ResponseRow(where, query, _text(value, "response", place), category)
@@ -155,13 +155,13 @@ def _preference(path: Path, where: str, value: dict[str, Any]) -> PreferenceRow:
     for name in ("chosen", "rejected"):
         if name not in value:
             raise _lacks(place, name, value)
-    query = _query(value)
+    query = _query(value, place)
     chosen, rejected = value["chosen"], value["rejected"]
     if isinstance(chosen, str) and isinstance(rejected, str):
         if query is None:
             query, chosen, rejected = _split_transcripts(chosen, rejected, place, value)
     elif _is_conversation(chosen) and _is_conversation(rejected):
-        shared, chosen, rejected = _split_messages(_turns(chosen), _turns(rejected), place)
+        shared, chosen, rejected = _split_messages(_turns(chosen), _turns(rejected), place, value)
         query = shared or query
         if query is None:
             raise _lacks(place, "query", value)
@@ -172,17 +172,28 @@ def _preference(path: Path, where: str, value: dict[str, Any]) -> PreferenceRow:
     return PreferenceRow(where, query, chosen, rejected, _category(value))
 
 
-def _query(value: dict[str, Any]) -> Query | None:
+def _query(value: dict[str, Any], place: str) -> Query | None:
     """Find the query: text, or the messages before the response."""
-    for name in (*_QUERY_NAMES, "messages"):
-        given = value.get(name)
-        if isinstance(given, str) and name != "messages":
-            return Query(given, inputs=_inputs(value, given))
-        if _is_conversation(given):
-            turns = _turns(given)
-            text = str(Query.from_messages(turns))
-            return Query(text, messages=turns, inputs=_inputs(value, text))
-    return None
+    names = (*_QUERY_NAMES, "messages")
+    given = {name: value[name] for name in names if value.get(name) is not None}
+    for name, found in given.items():
+        if isinstance(found, str) and name != "messages":
+            return Query(found, inputs=_inputs(value, found))
+        if _is_conversation(found):
+            return _continued(_turns(found), value)
+    if not given:
+        return None
+    name, found = next(iter(given.items()))
+    raise DataFileError(
+        f"{place}: expected {name!r} to be text, or a list of messages that each have 'role' and "
+        f"'content' as text; got {json.dumps(found, ensure_ascii=False):.80}."
+    )
+
+
+def _continued(turns: list[Message], value: dict[str, Any]) -> Query:
+    """Make a query of a conversation that the response continues."""
+    text = str(Query.from_messages(turns))
+    return Query(text, messages=turns, inputs=_inputs(value, text))
 
 
 def _inputs(value: dict[str, Any], text: str) -> dict[str, Any]:
@@ -202,8 +213,9 @@ def _text(value: dict[str, Any], name: str, place: str) -> str:
 
 
 def _lacks(place: str, name: str, value: dict[str, Any]) -> DataFileError:
+    fields = ", ".join(repr(key) for key, found in value.items() if found is not None)
     return DataFileError(
-        f"{place}: lacks {name!r}; it has {', '.join(map(repr, value)) or 'no fields'}. Expected "
+        f"{place}: lacks {name!r}; it has {fields or 'no fields'}. Expected "
         "{query, response}, {query, chosen, rejected}, or two transcripts {chosen, rejected}."
     )
 
@@ -254,14 +266,14 @@ def _split_transcripts(
     turns = parse_transcript(chosen), parse_transcript(rejected)
     if not turns[0] or not turns[1]:
         raise _lacks(place, "query", value)
-    query, first, second = _split_messages(*turns, place)
+    query, first, second = _split_messages(*turns, place, value)
     if query is None:
         raise _lacks(place, "query", value)
     return query, first, second
 
 
 def _split_messages(
-    chosen: list[Message], rejected: list[Message], place: str
+    chosen: list[Message], rejected: list[Message], place: str, value: dict[str, Any]
 ) -> tuple[Query | None, str, str]:
     """Split two conversations into what they share, up to a user's message, and what follows.
 
@@ -278,7 +290,7 @@ def _split_messages(
         raise DataFileError(
             f"{place}: the two conversations share no query: they begin differently."
         )
-    query = Query.from_messages(chosen[:shared]) if shared else None
+    query = _continued(chosen[:shared], value) if shared else None
     return query, _rest(chosen[shared:], place), _rest(rejected[shared:], place)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean, pstdev
 
 from tpo_modules.scorers.base import Query, Scorer
+from tpo_modules.scorers.function import as_reward
 from tpo_modules.scorers.pairs import as_pair_scorer, query_identity
 from tpo_modules.scorers.preference_data import PreferenceRow, ResponseRow
 
@@ -121,7 +122,7 @@ def score_all(
     *,
     chunk: int = 128,
     workers: int = 1,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Callable[[Sequence[float]], None] | None = None,
 ) -> list[float]:
     """Score many pairs, a chunk at a time.
 
@@ -130,22 +131,22 @@ def score_all(
         pairs: (query, response) pairs.
         chunk: Pairs per chunk.
         workers: Chunks scored at once, in threads; more than 1 suits judges.
-        on_progress: Called with the number of pairs done after each chunk.
+        on_progress: Called after each chunk with the rewards of all pairs so far.
 
     Returns:
         One reward per pair, same order.
 
     Raises:
-        ScorerError: The scorer failed as a whole.
+        ScorerError: The scorer failed as a whole, or gave something that is no number.
     """
     many = as_pair_scorer(scorer)
     chunks = [pairs[i : i + chunk] for i in range(0, len(pairs), chunk)]
     rewards: list[float] = []
     with ThreadPoolExecutor(workers, thread_name_prefix="tpo-score") as pool:
         for found in pool.map(many.score_pairs, chunks):
-            rewards += found
+            rewards += map(as_reward, found)
             if on_progress is not None:
-                on_progress(len(rewards))
+                on_progress(rewards)
     return rewards
 
 

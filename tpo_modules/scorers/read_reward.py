@@ -7,7 +7,7 @@ import math
 from tpo_modules.errors import RewardError
 from tpo_modules.scorers.base import Reward
 from tpo_modules.scorers.transport import RequestRefusedError
-from tpo_modules.scorers.wire import Item, Output
+from tpo_modules.scorers.wire import Item, Output, shown
 
 
 def read_reward(
@@ -25,7 +25,8 @@ def read_reward(
         The reward; NaN with a note where the response was refused, or its score is not finite.
 
     Raises:
-        RewardError: What came back is no number, or there are several and none is asked for.
+        RewardError: What came back is no number, or one too large for a float; or there are
+            several and none is asked for.
     """
     if isinstance(outcome, RequestRefusedError):
         return Reward(math.nan, notes=(*item.notes, f"not scored: {outcome}"))
@@ -34,8 +35,14 @@ def read_reward(
     if value is None:
         return Reward(math.nan, outcome.feedback, (*notes, "the server scored it with null"))
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RewardError(f"{url} gave {value!r} as a reward; expected a number.")
-    if not math.isfinite(value):
+        raise RewardError(f"{url} gave {shown(value)} as a reward; expected a number.")
+    try:
+        finite = math.isfinite(value)
+    except OverflowError as error:  # JSON's integers have no limit
+        raise RewardError(
+            f"{url} gave {shown(value)} as a reward; expected a number that a float can hold."
+        ) from error
+    if not finite:
         return Reward(math.nan, outcome.feedback, (*notes, f"the server scored it with {value}"))
     return Reward(value, outcome.feedback, notes)
 

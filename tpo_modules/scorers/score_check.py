@@ -16,19 +16,26 @@ def check_rewards(
 
     Args:
         got: The rewards that a scorer gave.
-        expected: The rewards that it should have given, in the same order.
+        expected: The rewards that it should have given, in the same order; all finite.
         tol: The largest absolute difference allowed.
         subject: What gave the rewards, for the message.
 
     Raises:
-        ConfigurationError: The two are not equally long, or empty.
+        ConfigurationError: The two are not equally long, or empty, or one is expected to be NaN or
+            infinite.
         ScorerError: They differ by more than ``tol``; the message lists the worst and guesses the
-        cause.
+            cause.
     """
     if len(got) != len(expected) or not got:
         raise ConfigurationError(
             f"Expected one known reward for each pair, and at least one; got {len(expected)} "
             f"rewards for {len(got)} pairs."
+        )
+    unknown = [i for i, reward in enumerate(expected) if not math.isfinite(reward)]
+    if unknown:
+        raise ConfigurationError(
+            f"Expected finite known rewards, got {expected[unknown[0]]} for pair {unknown[0]}. Leave "
+            "out the pairs that have no reward."
         )
     gaps = [
         abs(g - e) if math.isfinite(g) else math.inf for g, e in zip(got, expected, strict=True)

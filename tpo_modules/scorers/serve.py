@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tpo_modules.errors import ConfigurationError, MissingExtraError
 from tpo_modules.scorers.base import Scorer
+from tpo_modules.scorers.http_headers import checked_token
 from tpo_modules.scorers.serve_options import ServeOptions
 
 if TYPE_CHECKING:
@@ -32,12 +33,15 @@ def create_app(
         scorer: Any scorer. One with ``score_pairs`` scores requests of different queries in one
             batch.
         name: The model's name for clients.
-        token: A bearer token that every request must carry, but for ``/health``.
+        token: A bearer token that every request must carry, but for ``/health``; None lets all
+            through.
         options: Batching and limits.
 
     Raises:
+        ConfigurationError: The token is empty, or no header can carry it.
         MissingExtraError: Starlette is not installed.
     """
+    token = None if token is None else checked_token(token)
     try:
         from tpo_modules.scorers.serve_app import build_app
     except ModuleNotFoundError as error:
@@ -69,7 +73,7 @@ def serve(
         on_ready: Called with the server's address once connections are taken.
 
     Raises:
-        ConfigurationError: The address cannot be listened on.
+        ConfigurationError: The address cannot be listened on, or the token cannot be used.
         MissingExtraError: Starlette or uvicorn is not installed.
     """
     try:

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tpo_modules.errors import InputError, RewardError, TPOError
 from tpo_modules.scorers.base import Query, Reward, Scorer
 from tpo_modules.scorers.batching import BatchingScorer
+from tpo_modules.scorers.function import as_reward
 from tpo_modules.scorers.pairs import as_pair_scorer, query_identity
 from tpo_modules.scorers.serve_metrics import Metrics
 from tpo_modules.scorers.serve_options import ServeOptions
@@ -135,7 +136,7 @@ class ScoringService:
             raise HTTPException(413, f"The body is larger than {limit} bytes.")
         return bytes(content)
 
-    async def _scored(self, pairs: Sequence[tuple[Query, str]]) -> list[float]:
+    async def _scored(self, pairs: Sequence[tuple[Query, str]]) -> list[Reward]:
         """Score pairs query by query; the batching scorer puts them together again."""
         metrics = self._metrics
         if metrics.pending and metrics.pending + len(pairs) > self._options.max_pending:
@@ -153,13 +154,13 @@ class ScoringService:
             )
         finally:
             metrics.pending -= len(pairs)
-        rewards: dict[int, float] = {}
+        rewards: dict[int, Reward] = {}
         for group, some in zip(groups.values(), found, strict=True):
-            rewards.update(zip(group, some, strict=True))
+            rewards.update(zip(group, map(as_reward, some), strict=True))
         return [rewards[i] for i in range(len(pairs))]
 
 
-def _row(index: int, reward: float, activation: bool) -> dict[str, Any]:
+def _row(index: int, reward: Reward, activation: bool) -> dict[str, Any]:
     value = _number(reward)
     if activation and value is not None:
         value = 1 / (1 + math.exp(-value)) if value > -700 else 0.0
@@ -169,15 +170,14 @@ def _row(index: int, reward: float, activation: bool) -> dict[str, Any]:
         "probs": [value],
         "num_classes": 1,
     }
-    if isinstance(reward, Reward):
-        given = {"feedback": reward.feedback, "notes": list(reward.notes)}
-        row.update((key, said) for key, said in given.items() if said)
+    given = {"feedback": reward.feedback, "notes": list(reward.notes)}
+    row.update((key, said) for key, said in given.items() if said)
     return row
 
 
-def _number(reward: Any) -> float | None:
-    """Take a scorer's reward as a number; NaN, which JSON does not have, as None."""
-    if not isinstance(reward, int | float) or math.isinf(reward):
+def _number(reward: Reward) -> float | None:
+    """Take a reward as a number; NaN, which JSON does not have, as None."""
+    if math.isinf(reward):
         raise RewardError(
             f"The scorer gave {reward!r} as a reward; expected a finite number, or NaN."
         )
@@ -222,7 +222,7 @@ def build_app(scorer: Scorer, name: str, token: str | None, options: ServeOption
             Route("/health", service.health),
             Route("/metrics", service.metrics),
         ],
-        middleware=[Middleware(BearerToken, token=token)] if token else [],
+        middleware=[] if token is None else [Middleware(BearerToken, token=token)],
         exception_handlers={
             HTTPException: _on_refusal,
             TPOError: _on_failure,

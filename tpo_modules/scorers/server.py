@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from tpo_modules.errors import ConfigurationError, InputError, RewardError
+from tpo_modules.errors import InputError, RewardError
 from tpo_modules.scorers.base import Query, as_query
-from tpo_modules.scorers.client_template import ClientTemplate
 from tpo_modules.scorers.read_reward import read_reward
 from tpo_modules.scorers.score_check import check_rewards
+from tpo_modules.scorers.server_options import (
+    check_options,
+    client_template,
+    endpoint,
+    request_headers,
+)
 from tpo_modules.scorers.transport import JSONPoster, RequestRefusedError, Retry
 from tpo_modules.scorers.wire import Item, Output
 from tpo_modules.scorers.wire_shapes import WIRES
@@ -48,11 +53,12 @@ class ServerScorer:
         tokenizer: The reward model's tokenizer (name, folder or object), to apply the chat template
             on this side. Needed by ``"sglang-classify"``. With ``"vllm-*"`` it allows many
             conversations per request and cuts long ones as `RewardModelScorer` does; with
-            ``"tei-predict"`` it sends the templated conversation in place of a text pair.
-        chat_template: A Jinja template in place of the tokenizer's.
-        max_length: The most tokens to send, with ``tokenizer``; None cuts nothing.
+            ``"tei-predict"`` it sends the templated conversation in place of a text pair. The other
+            apis take none.
+        chat_template: A Jinja template in place of the tokenizer's; only with ``tokenizer``.
+        max_length: The most tokens to send, only with ``tokenizer``; None cuts nothing.
         output: Which output of a model with several, by index or by label.
-        token: A bearer token.
+        token: A bearer token; white space around it, as at a file's end, is left out.
         headers: More headers for each request.
         timeout: Seconds for one attempt.
         retry: When to try again.
@@ -63,7 +69,8 @@ class ServerScorer:
 
     Raises:
         ConfigurationError: An unknown ``api``, an address that is no HTTP URL, a missing tokenizer,
-            or a number that is not positive.
+            an option that nothing would heed, a token or header that cannot be sent, or a number
+            that is not positive.
     """
 
     def __init__(
@@ -84,21 +91,17 @@ class ServerScorer:
         max_concurrency: int = 16,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        _check_options(api, tokenizer is not None, timeout, batch_size, max_concurrency)
+        check_options(api, timeout, batch_size, max_concurrency)
         self.api = api
         self._wire = WIRES[api]
-        self.url = _endpoint(url, self._wire.path)
-        self._template = (
-            None
-            if tokenizer is None or self._wire.template == "unused"
-            else ClientTemplate(tokenizer, chat_template=chat_template, max_length=max_length)
-        )
+        self.url = endpoint(url, self._wire.path)
+        self._template = client_template(api, tokenizer, chat_template, max_length)
         self._fields: dict[str, Any] = {**({"model": model} if model else {}), **(extra or {})}
         self._output = output
         self._batch_size = batch_size
         self._poster = JSONPoster(
             self.url,
-            headers={**({"authorization": f"Bearer {token}"} if token else {}), **(headers or {})},
+            headers=request_headers(token, headers),
             timeout=timeout,
             retry=retry or Retry(),
             max_concurrency=max_concurrency,
@@ -119,6 +122,25 @@ class ServerScorer:
     def close(self) -> None:
         """Close the connections; a later call opens them again."""
         self._poster.close()
+
+    def probe(self) -> None:
+        """Score one short response, to find a wrong address or option before a long run.
+
+        It sends what `score` would send, but tries at most twice again.
+
+        Raises:
+            ScorerError: The server cannot be reached, keeps failing, or refuses the response.
+            RewardError: The answer is not one number.
+        """
+        twin = copy.copy(self)
+        twin._poster = self._poster.hurried(2)
+        with twin:
+            try:
+                twin.score("Hello", ["Hello."])
+            except RequestRefusedError as refusal:
+                # Our own server: its scorer wants an input, such as the answer, that queries bring.
+                if (self.api, refusal.status) != ("tpo", 422):
+                    raise
 
     def score(self, query: str, responses: Sequence[str]) -> list[float]:
         """Reward each response; see `Scorer.score`.
@@ -161,8 +183,9 @@ class ServerScorer:
             The rewards that the server gave.
 
         Raises:
+            ConfigurationError: There is not one finite known reward for each pair.
             ScorerError: They differ; the message guesses the cause (a sigmoid, an offset, another
-            order...).
+                order...).
         """
         got = self.score_pairs(pairs)
         check_rewards(got, expected, tol=tol, subject=f"{self.url} ({self.api})")
@@ -248,30 +271,3 @@ class ServerScorer:
                 f"{self.url} gave an answer that is not {self.api}'s: {error} "
                 "Is api= right for this server?"
             ) from error
-
-
-def _check_options(
-    api: str, has_tokenizer: bool, timeout: float, batch_size: int, max_concurrency: int
-) -> None:
-    if api not in WIRES:
-        raise ConfigurationError(f"Expected api to be one of {', '.join(WIRES)}; got {api!r}.")
-    if timeout <= 0:
-        raise ConfigurationError(f"Expected timeout to be positive, got {timeout}.")
-    for name, value in [("batch_size", batch_size), ("max_concurrency", max_concurrency)]:
-        if value < 1:
-            raise ConfigurationError(f"Expected {name} of at least 1, got {value}.")
-    if WIRES[api].template == "required" and not has_tokenizer:
-        raise ConfigurationError(
-            f"{api} takes text to which the chat template is already applied: give tokenizer=, the "
-            "name or folder of the reward model that the server runs."
-        )
-
-
-def _endpoint(url: str, path: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ConfigurationError(
-            f"Expected the server's address, such as 'http://localhost:8000'; got {url!r}."
-        )
-    base = url.rstrip("/")
-    return base if base.endswith(path) else base + path
