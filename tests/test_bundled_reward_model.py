@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tpo_modules.scorers.base import Reward
 from tpo_modules.scorers.bundled import base_model_path, bundled_path
 
 if TYPE_CHECKING:
@@ -326,6 +327,37 @@ def test_rewards_stay_in_a_sane_range() -> None:
     texts = ["", ".", "the " * 500, *(answer for _, answer in EXAMPLES)]
     rewards = bundled_scorer().score("Why is the sky blue?", texts)
     assert all(-10 < reward < 10 for reward in rewards)
+
+
+@pytest.mark.local_model
+def test_what_the_model_does_not_read_is_noted() -> None:
+    ends = "bread flour water " * 54
+    texts = [f"{ends}{middle * 40}{ends}" for middle in ("good dough ", "kill bomb ")]
+    query = "How do I bake bread?"
+    first, second = bundled_scorer().score(query, texts)
+    assert first == pytest.approx(second, abs=1e-4), "they differ in the middle only"
+    notes = [reward.notes for reward in (first, second) if isinstance(reward, Reward)]
+    assert notes == [("response cut by 84 tokens",)] * 2
+    rewards = bundled_scorer().score(query * 80, ["Mix flour.", ends])
+    cuts = [[n.split()[0] for n in r.notes] for r in rewards if isinstance(r, Reward)]
+    assert cuts == [["query"], ["query"]]
+    (whole,) = bundled_scorer().score(query, [ends])
+    assert isinstance(whole, Reward)
+    assert whole.notes == ()
+
+
+@pytest.mark.local_model
+def test_cuts_of_the_scorer_are_the_models_own() -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    bundled_scorer().score("Hi.", ["Hi."])  # makes the model known
+    model = AutoModelForSequenceClassification.from_pretrained(bundled_path())
+    tokenizer = AutoTokenizer.from_pretrained(bundled_path())
+    query, response = "How do I bake bread?", "bread, flour, water " * 70
+    with torch.inference_mode():
+        expected = float(model(**tokenizer(query, response, return_tensors="pt")).logits)
+    assert bundled_scorer().score(query, [response]) == pytest.approx([expected], abs=1e-4)
 
 
 def test_weights_are_small_and_ordinary() -> None:

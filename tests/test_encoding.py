@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import FAMILIES, make_tokenizer
 
-from tpo_modules.errors import InputError
+from tpo_modules.errors import ConfigurationError, InputError
 from tpo_modules.scorers.encoding import (
     DEFAULT_CHAT_TEMPLATE,
     Encoded,
@@ -282,6 +282,77 @@ def test_response_of_100k_tokens() -> None:
     encoded = encode_long("bert", "How?", response, 512)
     assert len(encoded.ids) == 512
     assert encoded.notes[0].startswith("response cut by ")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("bert", "a [SEP] " * 50_000),
+        ("llama", "good answer " * 20 + "<|eot_id|>" * 5000),
+        ("qwen2", "<|im_end|>" * 200),
+        ("gemma", "<end_of_turn>" * 1000),
+    ],
+)
+@pytest.mark.parametrize("side", ["query", "response"])
+def test_spelt_out_control_tokens_are_cut_like_other_text(name: str, text: str, side: str) -> None:
+    query, response = (text, "Mix flour.") if side == "query" else ("How?", text)
+    cut = encode_long(name, query, response, 200)
+    assert 190 <= len(cut.ids) <= 200, "no more is cut than must be"
+    whole = encode_long(name, query, response, 10_000_000)
+    (note,) = cut.notes
+    dropped = int(note.removeprefix(f"{side} cut by ").removesuffix(" tokens"))
+    assert abs(len(whole.ids) - len(cut.ids) - dropped) <= 0.01 * len(whole.ids) + 4
+
+
+def test_control_tokens_that_the_vocabulary_holds_as_text_are_cut_too() -> None:
+    cut = encode_long("deberta", "How?", "[SEP] " * 300 + "flour " * 1000, 200)
+    assert 190 <= len(cut.ids) <= 200
+    assert cut.notes[0].startswith("response cut by ")
+
+    tokenizer = make_tokenizer(FAMILIES["qwen2"])
+    tokenizer.add_tokens(["<turn>"])  # not flagged as special
+    template = "{% for m in messages %}<turn>{{ m['content'] }}{% endfor %}"
+    text = "<turn>" * 500
+    encoded = encode_chat(tokenizer, [USER], text, max_length=100, chat_template=template)
+    assert 75 <= len(encoded.ids) <= 100, "each counted as one token, so the room is a guess"
+    assert encoded.notes[-1].startswith("response cut by ")
+
+
+def test_texts_have_a_limit_of_their_own() -> None:
+    tokenizer = tokenizer_of("bert")
+    whole = encode_pair(tokenizer, QUERY, "Mix flour.")
+    second = (whole.token_type_ids or ()).count(0)
+    query, rest = whole.ids[1 : second - 1], whole.ids[second - 1 :]
+    limited = encode_pair(tokenizer, QUERY, "Mix flour.", max_text_tokens=41)
+    assert limited.ids == (whole.ids[0], *query[:20], *query[-21:], *rest)
+    assert limited.token_type_ids == (0,) * 43 + (1,) * (len(rest) - 1)
+    assert limited.notes == (f"query cut by {len(query) - 41} tokens",)
+    both = encode_pair(tokenizer, QUERY, RESPONSE, max_length=200, max_text_tokens=41)
+    alone = encode_pair(tokenizer, QUERY, RESPONSE, max_length=200)
+    assert len(both.ids) == 85
+    counts = [[int(note.split()[3]) for note in encoded.notes] for encoded in (alone, both)]
+    assert sum(counts[1]) - sum(counts[0]) == len(alone.ids) - len(both.ids)
+    assert encode_pair(tokenizer, "How?", "", max_text_tokens=41) == encode_pair(
+        tokenizer, "How?", ""
+    )
+
+
+def test_limit_per_text_needs_token_type_ids() -> None:
+    with pytest.raises(ConfigurationError, match="limit of 5 tokens per text needs a tokenizer"):
+        encode_pair(tokenizer_of("llama"), "How?", "Mix flour.", max_text_tokens=5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_lone_surrogates_become_the_replacement_character(name: str) -> None:
+    broken, mended = "mix \ud83d flour \ude00", "mix \ufffd flour \ufffd"
+    encoded = encode_long(name, broken, broken, 100_000)
+    assert encoded.ids == encode_long(name, mended, mended, 100_000).ids
+    assert encoded.notes == tuple(
+        f"{side}: lone surrogate read as U+FFFD" for side in ("query", "response")
+    )
+    cut = encode_long(name, "How?", broken * 200, 200)
+    assert len(cut.ids) <= 200
+    assert [note.split()[0] for note in cut.notes] == ["response:", "response"]
 
 
 def test_no_room_for_the_texts() -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -184,6 +185,63 @@ def test_response_of_100k_tokens_is_cut_to_the_models_limit(tiny: TinyModels, na
     assert rewards[0].notes[-1].startswith("response cut by ")
 
 
+def test_rotary_positions_may_be_extended_and_learned_ones_may_not(tiny: TinyModels) -> None:
+    for name in ("gpt2", "bert"):
+        with pytest.raises(ConfigurationError, match=r"to be at most 512; got 513"):
+            make_scorer(tiny.folder(name), max_length=513).load()
+        rewards = make_scorer(tiny.folder(name), max_length=512).score(QUERY, ["mix " * 1200])
+        assert all(math.isfinite(reward) for reward in rewards)
+    for name in ("llama", "deberta"):
+        (reward,) = make_scorer(tiny.folder(name), max_length=3000).score(QUERY, ["mix " * 600])
+        assert isinstance(reward, Reward)
+        assert math.isfinite(reward)
+        assert reward.notes == ()
+
+
+def test_positions_that_begin_behind_the_padding_index(tmp_path: Path) -> None:
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    tokenizer = make_tokenizer(FAMILIES["bert"])
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=66,
+        pad_token_id=1,
+        type_vocab_size=2,
+    )
+    config.num_labels = 1
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (reward,) = make_scorer(tmp_path).score(QUERY, ["mix " * 200])
+    assert math.isfinite(reward)
+    with pytest.raises(ConfigurationError, match=r"to be at most 64; got 66"):
+        make_scorer(tmp_path, max_length=66).load()
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_control_tokens_spelt_out_at_length_are_scored(tiny: TinyModels, name: str) -> None:
+    spelt = {"llama": "<|eot_id|>", "bert": "[SEP] "}[name]
+    scorer = make_scorer(tiny.folder(name))
+    rewards = scorer.score(QUERY, [spelt * 300, "Mix flour. " * 20 + spelt * 2000])
+    for reward in rewards:
+        assert isinstance(reward, Reward)
+        assert math.isfinite(reward)
+        assert reward.notes[-1].startswith("response cut by ")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_lone_surrogate_is_noted_and_the_others_are_scored(tiny: TinyModels, name: str) -> None:
+    scorer = make_scorer(tiny.folder(name))
+    good, cut = scorer.score(QUERY, ["Mix flour.", "Mix flour. \ud83d"])
+    assert good == pytest.approx(scorer.score(QUERY, ["Mix flour."])[0], abs=TOLERANCE)
+    assert isinstance(cut, Reward)
+    assert math.isfinite(cut)
+    assert cut.notes == ("response: lone surrogate read as U+FFFD",)
+
+
 def test_input_that_cannot_fit_is_recorded(tiny: TinyModels) -> None:
     (reward,) = make_scorer(tiny.folder("llama"), max_length=5).score(QUERY, ["Mix flour."])
     assert isinstance(reward, Reward)
@@ -294,12 +352,17 @@ def test_out_of_memory_for_one_is_recorded(
     assert "out of memory at" in long.notes[0]
 
 
-def test_other_failures_are_raised(tiny: TinyModels, spied: Callable[..., list[Spy]]) -> None:
+@pytest.mark.parametrize(
+    "error", [RuntimeError("device-side assert"), IndexError("index out of range")]
+)
+def test_other_failures_are_raised(
+    tiny: TinyModels, spied: Callable[..., list[Spy]], error: Exception
+) -> None:
     def fail(ids: Any) -> None:
-        raise RuntimeError("device-side assert")
+        raise error
 
     spied(fail)
-    with pytest.raises(ScorerError, match="device-side assert"):
+    with pytest.raises(ScorerError, match=str(error)):
         make_scorer(tiny.folder("llama")).score(QUERY, ["Mix flour."])
 
 
@@ -357,6 +420,26 @@ def test_shortcut_that_changes_something_is_taken_back(
     assert "forward" not in vars(loaded.model.bert.encoder.layer[-1])
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_causal_models_padded_on_the_right_get_no_mask(tiny: TinyModels, name: str) -> None:
+    from tpo_modules.scorers.loading import load_reward_model
+
+    loaded = load_reward_model(LoadOptions(model=str(tiny.folder(name)), device="cpu"))
+    assert loaded.needs_mask == (name not in DECODERS)
+    assert loaded.model.config.pad_token_id == loaded.own_pad_id, "as it was before the trial"
+    # That rewards stay the same is shown by test_rewards_equal_a_plain_forward.
+
+
+def test_a_model_that_looks_ahead_keeps_its_mask(tiny: TinyModels) -> None:
+    from tpo_modules.scorers.loading import load_reward_model
+    from tpo_modules.scorers.shortcuts import needs_mask
+
+    model = load_reward_model(LoadOptions(model=str(tiny.folder("bert")), device="cpu")).model
+    for part in model.modules():
+        part.is_causal = True  # as it says, falsely
+    assert needs_mask(model)
+
+
 class ReadsTheLastPosition:
     """Like remote code that takes the last position whatever the mask says."""
 
@@ -404,6 +487,40 @@ def test_model_that_the_hub_does_not_give(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_folder_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=r"holds neither config\.json"):
+        make_scorer(tmp_path).load()
+
+
+def copy_folder(source: Path, target: Path) -> Path:
+    for file in source.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+def test_folder_without_weights(tiny: TinyModels, tmp_path: Path) -> None:
+    (copy_folder(tiny.folder("llama"), tmp_path) / "model.safetensors").unlink()
+    with pytest.raises(ModelNotFoundError, match=r"from the folder .* no file named model\.saf"):
+        make_scorer(tmp_path).load()
+
+
+def test_folder_with_a_broken_configuration(tiny: TinyModels, tmp_path: Path) -> None:
+    (copy_folder(tiny.folder("llama"), tmp_path) / "config.json").write_text("{")
+    with pytest.raises(ModelNotFoundError, match=r"from the folder .* not a valid JSON file"):
+        make_scorer(tmp_path).load()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_git_lfs_pointer_is_named(tiny: TinyModels, tmp_path: Path, name: str) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 5\n"
+    (copy_folder(tiny.folder("llama"), tmp_path) / name).write_text(pointer)
+    with pytest.raises(ModelNotFoundError, match=f"{name} is a Git LFS pointer.*`git lfs pull`"):
+        make_scorer(tmp_path).load()
+
+
+@pytest.mark.parametrize("kept", [0, 4, 5000])
+def test_weights_whose_download_broke_off(tiny: TinyModels, tmp_path: Path, kept: int) -> None:
+    weights = copy_folder(tiny.folder("llama"), tmp_path) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept])
+    with pytest.raises(ScorerError, match=r"cannot read the weights .* download broke off"):
         make_scorer(tmp_path).load()
 
 
@@ -462,6 +579,25 @@ def test_options_that_cannot_work(options: dict[str, Any]) -> None:
         RewardModelScorer("x", **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dtype": "float23"}, "expected dtype to be 'auto', .*; got 'float23'"),
+        ({"dtype": "nn"}, "expected dtype to be 'auto', .*; got 'nn'"),
+        ({"device": "toaster"}, "expected device to be 'cpu', .*; got 'toaster'"),
+        ({"device": "cuda:99"}, "expected device to be 'cpu', .*; got 'cuda:99'"),
+    ],
+)
+def test_no_such_dtype_or_device(tiny: TinyModels, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        make_scorer(tiny.folder("llama"), **options).load()
+
+
+def test_device_and_device_map_exclude_each_other() -> None:
+    with pytest.raises(ConfigurationError, match=r"expected device= or device_map=, not both"):
+        RewardModelScorer("x", device="cpu", device_map="auto")
+
+
 def test_texts_only(tiny: TinyModels) -> None:
     scorer = make_scorer(tiny.folder("llama"))
     bad: Any = [(QUERY, "Mix flour."), (QUERY, None)]
@@ -516,6 +652,41 @@ def test_adapter_equals_the_adapted_model(adapter: tuple[Path, Path, Any]) -> No
     assert rewards == pytest.approx(expected, abs=TOLERANCE)
 
 
+def test_adapters_base_is_spread_by_the_device_map(
+    adapter: tuple[Path, Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForSequenceClassification as Auto
+
+    load, maps = Auto.from_pretrained, list[Any]()
+
+    def load_noted(source: str, **options: Any) -> Any:
+        maps.append(options.get("device_map"))
+        return load(source, **options)
+
+    monkeypatch.setattr(Auto, "from_pretrained", load_noted)
+    scorer = make_scorer(adapter[0], device=None, device_map={"": "cpu"})
+    expected = adapter_reward(adapter, "Mix flour.")
+    assert scorer.score(QUERY, ["Mix flour."]) == pytest.approx([expected], abs=TOLERANCE)
+    assert maps == [{"": "cpu"}]
+
+
+def test_adapter_with_broken_files(adapter: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    weights = copy_folder(adapter[0], tmp_path) / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:50])
+    with pytest.raises(ScorerError, match=r"cannot read the weights of .* download broke off"):
+        make_scorer(tmp_path).load()
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(ModelNotFoundError, match=r"adapter_config\.json is no valid JSON"):
+        make_scorer(tmp_path).load()
+
+
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"device_map": "auto", "device": None}])
+@pytest.mark.local_model
+def test_bundled_refuses_what_it_does_not_honour(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="runs in float32 and on one device"):
+        make_scorer("bundled", **options).load()
+
+
 @pytest.mark.local_model
 def test_bundled_equals_a_plain_forward_of_its_class() -> None:
     import torch
@@ -536,8 +707,7 @@ def test_bundled_equals_a_plain_forward_of_its_class() -> None:
 
 
 def test_adapter_that_names_no_base(adapter: tuple[Path, Path, Any], tmp_path: Path) -> None:
-    for file in adapter[0].iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    copy_folder(adapter[0], tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = None
     (tmp_path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -606,27 +776,46 @@ def test_threads_and_tasks_get_their_own_rewards(tiny: TinyModels) -> None:
         assert got == pytest.approx(expected[query], abs=TOLERANCE)
 
 
+def drawing_lm() -> Any:
+    """Draw answers by the prompt and how often it came, so that no other run changes them."""
+    from tpo_modules.testing import ScriptedLM
+
+    asked: Counter[str] = Counter()
+
+    def reply(prompt: str) -> str:
+        asked[prompt] += 1
+        rng = random.Random(f"{prompt} {asked[prompt]}")
+        return " ".join(rng.choices(WORDS, k=rng.randint(1, 12)))
+
+    return ScriptedLM(reply)
+
+
 @pytest.mark.slow
 async def test_100_concurrent_tpo_runs_share_one_scorer(tiny: TinyModels) -> None:
     from tpo_modules import TPOModule
-    from tpo_modules.testing import ScriptedLM
 
-    rng = random.Random(5)
-    lm = ScriptedLM(lambda prompt: " ".join(rng.choices(WORDS, k=rng.randint(1, 12))))
+    def tpo(scorer: RewardModelScorer) -> Any:
+        module = TPOModule(scorer=scorer, width=5, depth=2, native_n=True)
+        module.set_lm(drawing_lm())
+        return module
+
     scorer = make_scorer(tiny.folder("qwen2"), max_batch=64, max_wait=0.25).load()
-    module = TPOModule(scorer=scorer, width=5, depth=2)
-    module.set_lm(lm)
+    together = tpo(scorer)
     queries = [f"{QUERY} {number}" for number in range(100)]
-    runs = await asyncio.gather(*(module.acall(query=query) for query in queries))
+    runs = await asyncio.gather(*(together.acall(query=query) for query in queries))
 
     stats = scorer.batching.stats
     assert stats.requests == 300
     assert stats.mean_batch > 10, "one run alone asks for 5"
     assert stats.longest_wait <= 0.25
-    alone = make_scorer(tiny.folder("qwen2"), batch_size=1)
-    for query, run in zip(queries, runs, strict=True):
-        candidates = run.trace.candidates
-        assert len(candidates) == 15
-        for candidate in candidates[:: len(candidates) // 3]:
-            (expected,) = alone.score_pairs([(query, candidate.response)])
-            assert candidate.reward == pytest.approx(expected, abs=TOLERANCE)
+    alone = tpo(make_scorer(tiny.folder("qwen2"), batch_size=1))
+    for query, run in list(zip(queries, runs, strict=True))[::4]:
+        expected = alone(query=query)
+        assert run.response == expected.response
+        got = [(c.step, c.response) for c in run.trace.candidates]
+        assert got == [(c.step, c.response) for c in expected.trace.candidates]
+        assert len(got) == 15
+        rewards = [c.reward for c in run.trace.candidates]
+        assert rewards == pytest.approx(
+            [c.reward for c in expected.trace.candidates], abs=TOLERANCE
+        )

@@ -6,13 +6,14 @@ Two formats cover the reward models people use:
   template, or through `DEFAULT_CHAT_TEMPLATE` for a tokenizer without one;
 - a **text pair** (`encode_pair`): ``[CLS] query [SEP] response [SEP]``, for cross-encoders.
 
-Three rules hold in both:
+Four rules hold in both:
 
 1. Special tokens come from the format alone, once. The rendered chat already holds its BOS, so the
    tokenizer adds none (a doubled BOS shifts many reward models by about a point).
 2. Text is text. A special token spelt out in a query or a response is encoded as its characters.
 3. What is too long is cut in the middle, and the cut is noted: the query first, down to a quarter
    of the room for both; only then the response (see `tpo_modules.scorers.truncation`).
+4. What is no character cannot be encoded: lone surrogates become U+FFFD, and a note says so.
 
 Nothing here loads a model. The functions call the tokenizer, and fast tokenizers keep settings
 between calls (huggingface/tokenizers issue 537), so whoever shares one among threads holds a lock.
@@ -20,14 +21,15 @@ between calls (huggingface/tokenizers issue 537), so whoever shares one among th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tpo_modules.errors import InputError
+from tpo_modules.errors import ConfigurationError, InputError
 from tpo_modules.scorers.base import Message
 from tpo_modules.scorers.control_tokens import control_pattern, loosen, mark, marked_ids, plain_ids
-from tpo_modules.scorers.truncation import fit
+from tpo_modules.scorers.truncation import cut_notes, fit, keep_ends
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,6 +44,8 @@ DEFAULT_CHAT_TEMPLATE = (
 them one paragraph per message, ``User: ...`` then ``Assistant: ...``."""
 
 Turns = list[dict[str, str]]
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +75,8 @@ def encode_chat(
     """Encode a conversation and the assistant's response to it by a chat template.
 
     The ids equal ``tokenizer.apply_chat_template(..., tokenize=True)`` on the same messages, unless
-    a text spells out a control token (rule 2) or is cut (rule 3). Where a template refuses a system
-    message, its text is put before the first user message, and a note says so.
+    a text spells out a control token (rule 2), is cut (rule 3) or mended (rule 4). Where a template
+    refuses a system message, its text is put before the first user message, and a note says so.
 
     Args:
         tokenizer: The reward model's tokenizer; one without a BOS or an EOS token will do.
@@ -99,9 +103,9 @@ def encode_chat(
         )
         return built
 
-    texts = [*(message["content"] for message in messages), response]
-    _, notes = fit(tokenizer, texts, build, max_length)
-    return Encoded(tuple(built), notes=(*chat.notes, *notes))
+    texts, notes = mend([*(message["content"] for message in messages), response])
+    cuts = fit(tokenizer, texts, build, max_length)
+    return Encoded(tuple(built), notes=(*chat.notes, *notes, *cut_notes(*cuts)))
 
 
 def encode_pair(
@@ -110,23 +114,28 @@ def encode_pair(
     response: str,
     *,
     max_length: int | None = None,
+    max_text_tokens: int | None = None,
 ) -> Encoded:
     """Encode a query and a response as a text pair, as cross-encoders read it.
 
     The ids equal ``tokenizer([query], [response])``, unless a text spells out a control token
-    (rule 2) or is cut (rule 3).
+    (rule 2), is cut (rule 3) or mended (rule 4).
 
     Args:
         tokenizer: The reward model's tokenizer; its own rule for pairs places the special tokens.
         query_text: The query; for a conversation, see `conversation_text`.
         response: The response; may be empty.
         max_length: The most ids to return, special tokens included; None cuts nothing.
+        max_text_tokens: The most ids of the query, and of the response: what is left of each is
+            cut once more, in its middle. For tokenizers that write ``[CLS] query [SEP] response
+            [SEP]`` and token type ids; None cuts nothing.
 
     Returns:
         The ids, at most ``max_length`` of them, with token type ids where the tokenizer makes them.
 
     Raises:
         InputError: ``max_length`` leaves no room beside the special tokens.
+        ConfigurationError: ``max_text_tokens``, and the tokenizer makes no token type ids.
     """
     built: list[Encoded] = []
 
@@ -134,8 +143,13 @@ def encode_pair(
         built[:] = [_encode_text_pair(tokenizer, texts[0], texts[1])]
         return list(built[0].ids)
 
-    _, notes = fit(tokenizer, [query_text, response], build, max_length)
-    return Encoded(built[0].ids, built[0].token_type_ids, notes)
+    texts, notes = mend([query_text, response])
+    query_cut, response_cut = fit(tokenizer, texts, build, max_length)
+    (encoded,) = built
+    if max_text_tokens is not None:
+        encoded, query_more, response_more = _limit_texts(encoded, max_text_tokens)
+        query_cut, response_cut = query_cut + query_more, response_cut + response_more
+    return replace(encoded, notes=(*notes, *cut_notes(query_cut, response_cut)))
 
 
 def conversation_text(messages: Sequence[Message]) -> str:
@@ -147,6 +161,23 @@ def conversation_text(messages: Sequence[Message]) -> str:
     if len(messages) == 1 and messages[0]["role"] == "user":
         return messages[0]["content"]
     return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in messages)
+
+
+def mend(texts: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Put U+FFFD in place of surrogates, as of an emoji cut in two; no tokenizer takes them.
+
+    Args:
+        texts: The parts of a query, then the response.
+
+    Returns:
+        The texts, and a note on query and response where they were changed.
+    """
+    mended = [_SURROGATE.sub("\ufffd", text) for text in texts]
+    names = [*["query"] * (len(texts) - 1), "response"]
+    changed = [name for name, old, new in zip(names, texts, mended, strict=True) if old != new]
+    return mended, tuple(
+        f"{name}: lone surrogate read as U+FFFD" for name in dict.fromkeys(changed)
+    )
 
 
 class _Chat:
@@ -216,6 +247,24 @@ def _encode_text_pair(
     if sum(token in special for token in encoded.ids) > allowed:  # the vocabulary holds it as text
         return _pair_ids(tokenizer, loosen(control, query_text), loosen(control, response))
     return encoded
+
+
+def _limit_texts(encoded: Encoded, most: int) -> tuple[Encoded, int, int]:
+    """Keep the ends of each text; return also how many ids were cut of the query and response."""
+    ids, types = encoded.ids, encoded.token_type_ids
+    if types is None:
+        raise ConfigurationError(
+            f"a limit of {most} tokens per text needs a tokenizer that makes token type ids, as "
+            "BERT's does; this one makes none"
+        )
+    second = types.count(0)
+    query, response = ids[1 : second - 1], ids[second:-1]
+    first_ends, second_ends = keep_ends(query, most), keep_ends(response, most)
+    limited = Encoded(
+        (ids[0], *first_ends, ids[second - 1], *second_ends, ids[-1]),
+        (0,) * (len(first_ends) + 2) + (1,) * (len(second_ends) + 1),
+    )
+    return limited, len(query) - len(first_ends), len(response) - len(second_ends)
 
 
 def _pair_ids(

@@ -87,7 +87,7 @@ class Forward:
         """Score a batch, in halves where memory runs out; a string says why there is no number."""
         try:
             return list(self._forward(batch))
-        except RuntimeError as error:  # torch.OutOfMemoryError is one
+        except (RuntimeError, IndexError) as error:  # torch.OutOfMemoryError is the first
             if not _out_of_memory(error):
                 raise ScorerError(f"the reward model failed: {error}") from error
         _free_memory(self.loaded.device.type)
@@ -108,7 +108,8 @@ class Forward:
             raise ScorerError(f"the reward model's result has no {name!r}, only {list(result)}")
         values: Any = result[name].float().cpu()
         if values.dim() == 3:  # a head that rates every token: its last one is the response's
-            places = _last_places(tensors["attention_mask"].cpu())
+            left = self.options.padding_side == "left"
+            places = [-1 if left else len(item.ids) - 1 for item in batch]
             values = values[torch.arange(len(batch)), places]
         if values.dim() == 1:  # a head that squeezes its only output away
             values = values.unsqueeze(-1)
@@ -126,10 +127,9 @@ class Forward:
             full = [[*f, *r] if left else [*r, *f] for r, f in zip(rows, fill, strict=True)]
             return torch.tensor(full, dtype=torch.long, device=self.loaded.device)
 
-        tensors = {
-            "input_ids": padded([item.ids for item in batch], pad),
-            "attention_mask": padded([[1] * len(item.ids) for item in batch], 0),
-        }
+        tensors = {"input_ids": padded([item.ids for item in batch], pad)}
+        if left or self.loaded.needs_mask:
+            tensors["attention_mask"] = padded([[1] * len(item.ids) for item in batch], 0)
         types = [item.token_type_ids for item in batch if item.token_type_ids is not None]
         if len(types) == len(batch):
             tensors["token_type_ids"] = padded(types, 0)
@@ -164,13 +164,7 @@ def _reward(value: float | str, notes: tuple[str, ...]) -> Reward:
     return Reward(value, notes=notes)
 
 
-def _last_places(mask: Any) -> Any:
-    import torch
-
-    return (mask * torch.arange(mask.shape[1])).argmax(-1)
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
+def _out_of_memory(error: Exception) -> bool:
     import torch
 
     text = str(error).lower()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from tpo_modules.errors import (
@@ -14,22 +15,24 @@ from tpo_modules.errors import (
     MissingExtraError,
     ModelNotFoundError,
     ScorerError,
+    TPOError,
 )
-from tpo_modules.scorers.recipes import Recipe, find_recipe
-from tpo_modules.scorers.shortcuts import apply_shortcuts
+from tpo_modules.scorers.recipes import DEFAULT_RECIPE, Recipe, find_recipe
+from tpo_modules.scorers.shortcuts import apply_shortcuts, needs_mask
 from tpo_modules.scorers.sources import (
     LoadOptions,
     find_sources,
     load_config,
     not_found,
     refuse_other_kinds,
+    refuse_pointers,
 )
 
 if TYPE_CHECKING:
     import torch
 
 _UNLIMITED = 1_000_000  # tokenizers without a limit report 1e30
-_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert"}  # begin after the padding index
+_POSITION_TABLES = {"position_embeddings", "wpe", "embed_positions", "positions_embed"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,10 @@ class LoadedModel:
         device: Where inputs go.
         labels: The outputs of the head by index, as the configuration names them.
         max_length: Tokens that the model can read, None for no known limit.
+        positions: Tokens for which it has learned positions: more cannot be read at all. None where
+            positions are computed (rotary, relative).
+        max_text_tokens: Tokens of the query, and of the response, that the model reads, where its
+            configuration says so; None for no limit but `max_length`.
         own_pad_id: The padding id that the model was configured with, None where it has none.
     """
 
@@ -52,19 +59,24 @@ class LoadedModel:
     device: torch.device
     labels: tuple[str, ...]
     max_length: int | None
+    positions: int | None
+    max_text_tokens: int | None
     own_pad_id: int | None
+    needs_mask: bool = True
 
 
 def load_reward_model(options: LoadOptions) -> LoadedModel:
     """Load a reward model and its tokenizer.
 
     Raises:
-        ModelNotFoundError: Neither a folder nor to be had from the hub.
+        ModelNotFoundError: Neither a folder nor to be had from the hub, or the folder lacks a file.
         ConfigurationError: It is no sequence classifier, has no trained head, or needs
-            ``trust_remote_code``.
+            ``trust_remote_code``; or its own code does not honour an option; or there is no such
+            device or dtype.
         MissingExtraError: An adapter, without the package ``peft``.
         ScorerError: Its weights or its code cannot be loaded.
     """
+    _check_options(options)
     source, base = find_sources(options)
     with _quiet():
         if base is None:
@@ -74,6 +86,7 @@ def load_reward_model(options: LoadOptions) -> LoadedModel:
         tokenizer = _load_tokenizer(source, base, options)
     config = model.config
     device = _place(model.eval(), options)
+    positions = _learned_positions(model)
     apply_shortcuts(model)
     return LoadedModel(
         device=device,
@@ -81,9 +94,30 @@ def load_reward_model(options: LoadOptions) -> LoadedModel:
         tokenizer=tokenizer,
         recipe=recipe,
         labels=tuple(str(config.id2label[i]) for i in sorted(config.id2label)),
-        max_length=_max_length(config, tokenizer),
+        max_length=_max_length(config, tokenizer, positions),
+        positions=positions,
+        max_text_tokens=getattr(config, "max_text_tokens", None),
         own_pad_id=config.get_text_config().pad_token_id,
+        needs_mask=needs_mask(model),
     )
+
+
+def _check_options(options: LoadOptions) -> None:
+    import torch
+
+    dtype, device = options.dtype, options.device
+    if dtype != "auto" and not isinstance(getattr(torch, str(dtype), dtype), torch.dtype):
+        raise ConfigurationError(
+            f"expected dtype to be 'auto', 'float32', 'bfloat16' or 'float16'; got {dtype!r}"
+        )
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
+        why = str(error).split("\n", 1)[0]
+        raise ConfigurationError(
+            f"expected device to be 'cpu', 'cuda', 'cuda:1' or another that this torch has; got "
+            f"{device!r}. ({why})"
+        ) from error
 
 
 @contextmanager
@@ -120,25 +154,44 @@ def _load_plain(source: str, options: LoadOptions) -> tuple[Any, Recipe]:
     return model, recipe
 
 
-def _from_pretrained(source: str, recipe: Recipe, options: LoadOptions) -> tuple[Any, set[str]]:
+@contextmanager
+def _reading(source: str) -> Generator[None, None, None]:
+    """Name the model, and what to do, in what goes wrong while its files are read."""
     import transformers
+    from safetensors import SafetensorError
 
-    extra: dict[str, Any] = {}
-    if options.device_map is not None:
-        extra["device_map"] = options.device_map
-    if recipe.num_labels is not None:
-        extra["num_labels"] = recipe.num_labels
     try:
-        model, info = getattr(transformers, recipe.model_class).from_pretrained(
-            source, dtype=options.dtype, output_loading_info=True, **extra, **options.hub
-        )
+        yield
+    except TPOError:
+        raise
     except OSError as error:
         raise ModelNotFoundError(not_found(source, error)) from error
+    except (SafetensorError, UnpicklingError, EOFError) as error:
+        why = str(error).split("\n", 1)[0] or type(error).__name__
+        raise ScorerError(
+            f"cannot read the weights of {source!r}: a file is damaged, or its download broke off. "
+            f"Download it again. ({why})"
+        ) from error
     except (ValueError, RuntimeError, ImportError, AttributeError) as error:
         raise ScorerError(
             f"cannot load the reward model {source!r} with transformers "
             f"{transformers.__version__}: {error}"
         ) from error
+
+
+def _from_pretrained(
+    source: str, recipe: Recipe, options: LoadOptions, **extra: Any
+) -> tuple[Any, set[str]]:
+    import transformers
+
+    if options.device_map is not None:
+        extra["device_map"] = options.device_map
+    if recipe.num_labels is not None:
+        extra["num_labels"] = recipe.num_labels
+    with _reading(source):
+        model, info = getattr(transformers, recipe.model_class).from_pretrained(
+            source, dtype=options.dtype, output_loading_info=True, **extra, **options.hub
+        )
     return model, {str(key) for key in info["missing_keys"]}
 
 
@@ -147,18 +200,16 @@ def _load_adapter(source: str, base: str, options: LoadOptions) -> tuple[Any, Re
         import peft
     except ImportError as error:
         raise MissingExtraError("peft", "local", f"the adapter {source!r}") from error
-    import transformers
 
     _check_adapter(source)
-    config = load_config(base, options)
-    config.num_labels = _adapter_outputs(source)
-    try:
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(
-            base, config=config, dtype=options.dtype, trust_remote_code=options.trust_remote_code
-        )
-    except OSError as error:
-        raise ModelNotFoundError(not_found(base, error)) from error
-    with warnings.catch_warnings():  # peft asks transformers 5 by a name that it renamed
+    refuse_pointers(base)
+    of_base = replace(options, revision=None)  # the revision is the adapter's
+    config = load_config(base, of_base)
+    with _reading(source):
+        config.num_labels = _adapter_outputs(source)
+    model, _ = _from_pretrained(base, DEFAULT_RECIPE, of_base, config=config)
+    with warnings.catch_warnings(), _reading(source):
+        # peft asks transformers 5 by a name that it renamed
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         adapted: Any = peft.PeftModel.from_pretrained(model, source)
         return adapted.merge_and_unload(), find_recipe(options.model)
@@ -208,11 +259,22 @@ def _place(model: Any, options: LoadOptions) -> torch.device:
     return torch.device(device)
 
 
-def _max_length(config: Any, tokenizer: Any) -> int | None:
-    text = config.get_text_config()
-    positions = getattr(text, "max_position_embeddings", None)
-    if positions and config.model_type in _OFFSET_POSITIONS:
-        positions -= text.pad_token_id + 1
-    limits = (positions, tokenizer.model_max_length)
+def _learned_positions(model: Any) -> int | None:
+    """Count the tokens that a model's table of positions serves, None where it has no table."""
+    import torch
+
+    most: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for name, table in model.named_modules():
+        named = name.rsplit(".", 1)[-1] in _POSITION_TABLES
+        if named and isinstance(table, torch.nn.Embedding) and most:
+            # RoBERTa's kind counts from behind the padding index; OPT's has two more than it says
+            unused = 0 if table.padding_idx is None else table.padding_idx + 1
+            return min(most, table.num_embeddings - unused)
+    return None
+
+
+def _max_length(config: Any, tokenizer: Any, positions: int | None) -> int | None:
+    known = getattr(config.get_text_config(), "max_position_embeddings", None)
+    limits = (positions or known, tokenizer.model_max_length)
     known = [int(limit) for limit in limits if limit and 0 < limit < _UNLIMITED]
     return min(known) if known else None

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from tpo_modules.errors import ConfigurationError, ModelNotFoundError, RewardError
 from tpo_modules.scorers.base import Message, Query, Reward
 from tpo_modules.scorers.control_tokens import control_pattern, mark, marked_ids
-from tpo_modules.scorers.encoding import conversation_text
+from tpo_modules.scorers.encoding import conversation_text, mend
 from tpo_modules.scorers.sources import not_found
 from tpo_modules.scorers.truncation import fit
 
@@ -210,7 +210,8 @@ class PairRM:
         built: list[int] = []
 
         def build(texts: Sequence[str]) -> list[int]:
-            ids = marked_ids(tokenizer, prefix + mark(control, texts[0]))
+            (plain,), _ = mend(texts)
+            ids = marked_ids(tokenizer, prefix + mark(control, plain))
             built[:] = [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]
             return built
 

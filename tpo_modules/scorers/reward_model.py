@@ -44,7 +44,8 @@ class RewardModelScorer:
         output: Which output of the head is the reward, by index or by the label in the model's
             configuration. Needed where there are several and no recipe says which.
         max_length: The most tokens of an input; None takes the model's limit. What is longer is
-            cut (query's middle first), and the reward's notes say so.
+            cut (query's middle first), and the reward's notes say so. Rotary positions may be
+            extended; learned ones may not, and a larger number is refused.
         batch_size: The most inputs in one forward pass; None takes 16 on a CPU, whose caches larger
             batches overflow, and 64 elsewhere.
         max_batch_tokens: The most tokens in one forward pass, padding included; None takes 4096 on
@@ -54,7 +55,8 @@ class RewardModelScorer:
         chat_template: A Jinja template instead of the tokenizer's.
         dtype: "auto" (as saved), "float32", "bfloat16" or "float16".
         device: "cpu", "cuda", "cuda:1", ...; None takes CUDA where there is one.
-        device_map: As for ``from_pretrained``, to spread a large model; needs ``accelerate``.
+        device_map: As for ``from_pretrained``, to spread a large model, in place of ``device``;
+            needs ``accelerate``.
         base_model: Folder or id of an adapter's base model, where it is not the one it names.
         revision: A branch, tag or commit on the hub.
         trust_remote_code: Run Python code that comes with the model. Off unless asked for.
@@ -190,6 +192,7 @@ class RewardModelScorer:
         loaded = load_reward_model(self._load_options)
         recipe = loaded.recipe
         _check_padding_side(self.model, self.padding_side, loaded)
+        _check_max_length(self.model, self.max_length, loaded.positions)
         output = recipe.output if self.output is None else self.output
         size, tokens = _ON_CPU if loaded.device.type == "cpu" else _ON_GPU
         options = ForwardOptions(
@@ -218,7 +221,10 @@ class RewardModelScorer:
             with self._tokenizer_lock:
                 if self._format_for(loaded) == "pair":
                     text = conversation_text(turns)
-                    return encode_pair(tokenizer, text, response, max_length=limit)
+                    most = loaded.max_text_tokens
+                    return encode_pair(
+                        tokenizer, text, response, max_length=limit, max_text_tokens=most
+                    )
                 template = self.chat_template
                 encoded = encode_chat(
                     tokenizer, turns, response, max_length=limit, chat_template=template
@@ -277,6 +283,14 @@ def _check_padding_side(model: str, side: str, loaded: LoadedModel) -> None:
         raise ConfigurationError(
             f"{model!r} is a {type(loaded.model).__name__}, whose head reads the first token: "
             "padding_side='left' would put padding there. Leave it at 'right'."
+        )
+
+
+def _check_max_length(model: str, max_length: int | None, positions: int | None) -> None:
+    if max_length is not None and positions is not None and max_length > positions:
+        raise ConfigurationError(
+            f"{model!r} has learned positions for {positions} tokens: expected max_length to be at "
+            f"most {positions}; got {max_length}. Leave it out to take the model's limit."
         )
 
 

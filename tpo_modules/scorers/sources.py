@@ -14,10 +14,16 @@ from tpo_modules.scorers.recipes import Recipe
 BUNDLED = "bundled"
 """The name of the reward model that comes with this package."""
 
+_POINTER_BYTES = 1024  # Git LFS pointers are smaller, by their specification
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """Where a reward model comes from and how it is put into memory; see `RewardModelScorer`."""
+    """Where a reward model comes from and how it is put into memory; see `RewardModelScorer`.
+
+    Raises:
+        ConfigurationError: Both ``device`` and ``device_map`` are given.
+    """
 
     model: str
     base_model: str | None = None
@@ -26,6 +32,13 @@ class LoadOptions:
     device_map: Any = None
     revision: str | None = None
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.device is not None and self.device_map is not None:
+            raise ConfigurationError(
+                f"expected device= or device_map=, not both; got device={self.device!r} and "
+                f"device_map={self.device_map!r}. Leave one of them out."
+            )
 
     @property
     def hub(self) -> dict[str, Any]:
@@ -37,7 +50,7 @@ def find_sources(options: LoadOptions) -> tuple[str, str | None]:
     """Return the model's folder or hub id and, for an adapter, its base model's.
 
     Raises:
-        ModelNotFoundError: The folder is not there, or holds no model.
+        ModelNotFoundError: The folder is not there, or holds no model, or one with broken files.
         ConfigurationError: An adapter that does not name its base model.
     """
     if options.model == BUNDLED:
@@ -47,6 +60,7 @@ def find_sources(options: LoadOptions) -> tuple[str, str | None]:
         return str(bundled_path()), None
     folder = Path(options.model).expanduser()
     if folder.is_dir():
+        refuse_pointers(str(folder))
         return str(folder), _base_of_adapter(folder, options)
     if _looks_like_path(options.model):
         raise ModelNotFoundError(
@@ -71,13 +85,34 @@ def _base_of_adapter(folder: Path, options: LoadOptions) -> str | None:
             f"no reward model in the folder {str(folder)!r}: it holds neither config.json (a "
             "model) nor adapter_config.json (a PEFT adapter)"
         )
-    named = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    base = options.base_model or named
+    try:
+        content = json.loads(adapter.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelNotFoundError(
+            f"no reward model in the folder {str(folder)!r}: adapter_config.json is no valid JSON "
+            f"({error}). Download the folder again, or save the adapter anew."
+        ) from error
+    base = options.base_model or content.get("base_model_name_or_path")
     if not base:
         raise ConfigurationError(
             f"the adapter in {str(folder)!r} does not name its base model: pass base_model="
         )
     return str(base)
+
+
+def refuse_pointers(folder: str) -> None:
+    """Refuse a folder where Git LFS left pointers; what is no folder is not looked at.
+
+    Raises:
+        ModelNotFoundError: A file is a pointer (the message names it).
+    """
+    for file in sorted(Path(folder).glob("*")):
+        small = file.is_file() and file.stat().st_size < _POINTER_BYTES
+        if small and file.read_bytes().startswith(b"version https://git-lfs."):
+            raise ModelNotFoundError(
+                f"no reward model in the folder {folder!r}: {file.name} is a Git LFS pointer, not "
+                "the file itself. Run `git lfs pull` there, or download the model in another way."
+            )
 
 
 def _download(options: LoadOptions) -> str:
@@ -107,10 +142,16 @@ def load_config(source: str, options: LoadOptions) -> Any:
 
 
 def not_found(source: str, error: Exception) -> str:
-    """Say that a model was not to be had, and what to do."""
+    """Say that a model was not to be had, or what its folder lacks, and what to do."""
+    why = str(error).strip().split("\n", 1)[0]
+    if Path(source).is_dir():
+        return (
+            f"no reward model could be loaded from the folder {source!r}: {why} Expected "
+            "config.json, the weights and the tokenizer: download the folder again, or save the "
+            "model anew."
+        )
     offline = os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}
     hint = "HF_HUB_OFFLINE is set, so only its cache was searched. " if offline else ""
-    why = str(error).strip().split("\n", 1)[0]
     return (
         f"no reward model {source!r}: it is no local folder, and the Hugging Face hub did not give "
         f"it. {hint}Check the id, or pass a folder, or 'bundled'. ({why})"

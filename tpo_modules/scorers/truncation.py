@@ -36,8 +36,8 @@ def fit(
     texts: Sequence[str],
     build: Build,
     max_length: int | None,
-) -> tuple[Sequence[str], tuple[str, ...]]:
-    """Cut texts until the ids that ``build`` makes of them fit.
+) -> tuple[int, int]:
+    """Cut texts until the ids that ``build`` makes of them fit: those of its last call.
 
     Args:
         tokenizer: Where the tokens of each text begin and end.
@@ -46,46 +46,62 @@ def fit(
         max_length: The most ids that ``build`` may return; None cuts nothing.
 
     Returns:
-        The texts, cut where need be, and a note on each cut.
+        How many tokens were cut of the query and of the response; see `cut_notes`.
 
     Raises:
         InputError: ``max_length`` leaves no room beside the tokens that ``build`` adds.
     """
     length = len(build(texts))
     if max_length is None or length <= max_length:
-        return texts, ()
+        return 0, 0
     spans = [_token_spans(tokenizer, text) for text in texts]
     query_len, response_len = sum(map(len, spans[:-1])), len(spans[-1])
-    frame = max(0, length - query_len - response_len)
-    room = max_length - frame
+    frame = len(build([""] * len(texts)))
+    room = available = max_length - frame
     while room > 0:
         query_kept, response_kept = split_room(query_len, response_len, room)
         cut = _cut_middle(texts[:-1], spans[:-1], query_kept)
         cut += _cut_middle(texts[-1:], spans[-1:], response_kept)
-        excess = len(build(cut)) - max_length  # the seams may tokenise into more than was kept
-        if excess <= 0:
-            return cut, _notes(query_len - query_kept, response_len - response_kept)
-        room -= excess
+        length = len(build(cut)) - frame  # may be more than was kept: at seams, or spelt out
+        if length <= available:
+            return query_len - query_kept, response_len - response_kept
+        room = min(room - 1, room * available // length)
     raise InputError(
         f"max_length={max_length} leaves no room for a query and a response: the format's own "
-        f"tokens take about {frame}. Give a larger max_length, or a conversation of fewer turns."
+        f"tokens take {frame}. Give a larger max_length, or a conversation of fewer turns."
     )
 
 
-def _notes(query_cut: int, response_cut: int) -> tuple[str, ...]:
+def cut_notes(query_cut: int, response_cut: int) -> tuple[str, ...]:
+    """Say in words how many tokens were cut; a note on each text that lost some."""
     cuts = {"query": query_cut, "response": response_cut}
     return tuple(f"{name} cut by {count} tokens" for name, count in cuts.items() if count > 0)
 
 
 def _token_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> Spans:
-    """Return where each token begins and ends in a text; evenly spread for a slow tokenizer."""
+    """Return where each token begins and ends in a text; evenly spread for a slow tokenizer.
+
+    Special tokens that the text spells out count as their characters' tokens, as they are encoded.
+    """
     if tokenizer.is_fast:
         encoding: Any = tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            text,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+            verbose=False,
         )
         return list(encoding["offset_mapping"])
-    count = len(plain_ids(tokenizer, text))
+    count = len(plain_ids(tokenizer, text, split_special_tokens=True))
     return [(i * len(text) // count, (i + 1) * len(text) // count) for i in range(count)]
+
+
+def keep_ends(ids: Sequence[int], most: int) -> list[int]:
+    """Leave out the middle of more than ``most`` token ids."""
+    if len(ids) <= most:
+        return list(ids)
+    head = most // 2
+    return [*ids[:head], *ids[len(ids) - (most - head) :]]
 
 
 def _cut_middle(texts: Sequence[str], spans: Sequence[Spans], kept: int) -> list[str]:

@@ -32,7 +32,9 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from tpo_modules.errors import ConfigurationError
 from tpo_modules.scorers.bundled import base_model_path
+from tpo_modules.scorers.truncation import keep_ends
 
 MOST_TOKENS = 320
 """Of a query and of a response; of more the middle is left out, as in training."""
@@ -59,6 +61,7 @@ class BundledConfig(PretrainedConfig):
         self.hidden_size = hidden_size
         self.width = width
         self.max_position_embeddings = 512
+        self.max_text_tokens = MOST_TOKENS  # known to the scorer, whose notes tell of cuts
         kwargs = {"num_labels": 1, "pad_token_id": 0, **kwargs}
         super().__init__(**kwargs)
 
@@ -157,7 +160,18 @@ class BundledForSequenceClassification(PreTrainedModel):
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls, folder: str | Path, *_: Any, config: Any = None, **kwargs: Any
     ) -> Any:
-        """Load the head from its folder and the encoder from where `base_model_path` finds it."""
+        """Load the head from its folder and the encoder from where `base_model_path` finds it.
+
+        Raises:
+            ConfigurationError: Another ``dtype`` than float32, or a ``device_map``.
+        """
+        dtype, device_map = kwargs.get("dtype"), kwargs.get("device_map")
+        if dtype not in (None, "auto", "float32", torch.float32) or device_map is not None:
+            raise ConfigurationError(
+                "the bundled reward model runs in float32 and on one device: expected dtype='auto' "
+                f"or 'float32' and no device_map; got dtype={dtype!r}, device_map={device_map!r}. "
+                "To choose where it runs, pass device=."
+            )
         config = config or BundledConfig.from_pretrained(folder)
         encoder = AutoModel.from_pretrained(base_model_path()).eval()
         model = cls(config, encoder)
@@ -204,17 +218,9 @@ def split_pair(ids: Sequence[int], types: Sequence[int]) -> tuple[tuple[int, ...
     return tuple(ids[1 : second - 1]), tuple(ids[second:-1])
 
 
-def cut(ids: Sequence[int]) -> list[int]:
-    """Leave out the middle of more than `MOST_TOKENS` tokens."""
-    if len(ids) <= MOST_TOKENS:
-        return list(ids)
-    half = MOST_TOKENS // 2
-    return [*ids[:half], *ids[-(MOST_TOKENS - half) :]]
-
-
 def encode_texts(encoder: Any, texts: Sequence[Sequence[int]]) -> list[Encoded]:
     """Run texts, given as ids, through the encoder, in batches of like length."""
-    ids = [cut(text) or [_SEP] for text in texts]
+    ids = [keep_ends(text, MOST_TOKENS) or [_SEP] for text in texts]
     order = sorted(range(len(ids)), key=lambda at: len(ids[at]))
     found: dict[int, Encoded] = {}
     batch: list[int] = []
