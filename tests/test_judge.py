@@ -180,6 +180,8 @@ def test_a_pairwise_judge_scores_against_the_first_round() -> None:
         ("A is short, B is long. The better answer is A.", "A"),
         ("A is better in tone, B in substance.\n\nVerdict: **B**", "B"),
         ("Verdict: B\nReason: A is too short.", "B"),
+        ("A is better in style, but not overall.\n\nB", "B"),
+        ("A is better in style; all in all, the better answer is B.", "B"),
         ("The better answer is A because B is short.", "A"),
         ("The second answer (B) is better than the first (A).", "B"),
         ("Answer A: clear. Answer B: short.", None),

@@ -15,7 +15,7 @@ _LETTER = r"(A|B|T|[Tt]ie)\b"
 # Runs of marks are bounded, so that a long one (a judge gone astray) takes no quadratic time.
 # All that is said, or how it ends: "Verdict: B", "The better one is answer B."
 _ENDS = re.compile(
-    rf"(?:\A|[.:!?\n]|\bis)\W{0, 9}(?:(?:[Aa]nswer|[Rr]esponse)\s+)?\b{_LETTER}\W*\Z"
+    rf"(?:\A|[.:!?\n]|\bis)\W{{0,9}}(?:(?:[Aa]nswer|[Rr]esponse)\s+)?\b{_LETTER}\W*\Z"
 )
 # How it starts: "B, because A is short"
 _STARTS = re.compile(rf"\A\W*{_LETTER}(?=\s*[.,;\n])")
