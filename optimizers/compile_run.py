@@ -69,6 +69,11 @@ def compile_from_options(options: CompileOptions, model: RunOptions) -> None:
         raise ConfigurationError(
             f"expected --optimizer to be one of {list(OPTIMIZERS)}, got {options.optimizer!r}"
         )
+    if options.out.is_dir() or options.out.resolve() == options.folder.resolve():
+        raise ConfigurationError(
+            f"expected --out to be a file, apart from the folder of the records, got {options.out} with the folder "
+            f"{options.folder}: give it a suffix, as in {options.step}.json"
+        )
     rows, others = split_queries(options)
     console = Console(stderr=True, quiet=options.json)
     module = make_module(model)

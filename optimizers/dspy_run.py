@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from optimizers.compile_only import compile_only
 from optimizers.first_rounds import FirstRounds, FromFirstRound
 from optimizers.metrics import RewardGain, TraceMetric, UpdateGain
 from tpo_modules.cli.live_line import LiveLine
+from tpo_modules.drawing import jsonable
 from tpo_modules.errors import BudgetError, ConfigurationError
 from tpo_modules.runs.queries import QueryRow
 from tpo_modules.runs.runner import RunSettings, run_queries
@@ -34,7 +37,7 @@ class Plan:
         evaluations: Runs that it may make, about; the calls of its own prompts come on top.
         lm: The LM that writes prompts.
         threads: Runs at a time.
-        folder: Where logs go.
+        folder: Where logs go; no other job's.
     """
 
     metric: Any
@@ -76,7 +79,9 @@ def compile_with_dspy(
     first.depth = 0
     settings = RunSettings(max_in_flight=max_in_flight)
     run_queries(first, rows, out=folder / "first", settings=settings)
-    rounds = FirstRounds(trace for _, trace in SavedRun(folder / "first").traces())
+    asked = {row.id for row in rows}  # the folder may hold first rounds of other queries, too
+    recorded = SavedRun(folder / "first").traces()
+    rounds = FirstRounds(trace for identity, trace in recorded if identity in asked)
     if not rounds:
         raise ConfigurationError(
             f"not one first round could be recorded; see the failures in {folder / 'first'}"
@@ -104,7 +109,7 @@ def compile_with_dspy(
         evaluations=evaluations,
         lm=proposer,
         threads=max(1, max_in_flight // max(module.width, 1)),
-        folder=folder,
+        folder=folder / f"{name}-{_job(judged, step, credit, rounds)}",
     )
     optimizer, options = make(plan)
     compiled = compile_only(
@@ -156,13 +161,19 @@ def _tokens_of_one(module: TPOModule, rounds: FirstRounds) -> int:
     return sum(sum(call.usage.values()) for call in calls)
 
 
+def _job(judged: TPOModule, step: str, credit: str, rounds: FirstRounds) -> str:
+    """Name a job by all that its scores follow from; a larger budget goes on with the same one."""
+    told = [jsonable(judged.config()), step, credit, list(rounds)]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def _gepa(plan: Plan) -> tuple[Any, dict[str, Any]]:
     optimizer = dspy.GEPA(
         metric=plan.metric,
         reflection_lm=plan.lm,
         max_metric_calls=plan.evaluations,
         num_threads=plan.threads,
-        log_dir=str(plan.folder / "gepa"),
+        log_dir=str(plan.folder),  # a state that GEPA finds there is taken up as it is
         track_stats=True,
     )
     return optimizer, {}

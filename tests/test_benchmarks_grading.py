@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ from tpo_modules.benchmarks import (
 )
 from tpo_modules.benchmarks.alpaca_eval import run_package, write_outputs
 from tpo_modules.benchmarks.base import query_rows
+from tpo_modules.benchmarks.grading import mark_answers
 from tpo_modules.benchmarks.published import COLUMNS, TABLE
-from tpo_modules.benchmarks.rewarded import conversation
+from tpo_modules.benchmarks.rewarded import ScorerGrader, conversation
 from tpo_modules.errors import ConfigurationError, DataFileError, MissingExtraError, ScorerError
 from tpo_modules.testing import ScriptedLM, TableScorer
 from tpo_modules.tpo import TPOModule
@@ -174,6 +177,35 @@ def test_a_grader_that_fails_on_everything_says_why() -> None:
         grade_runs(BENCHMARKS["beavertails"], items, {"a": {"0": Answer("bad", 0.0)}}, Flaky())
     with pytest.raises(ScorerError, match="found none: a, b"):
         grade_runs(BENCHMARKS["beavertails"], items, {"a": {}, "b": {}}, Flaky())
+
+
+def test_an_interrupted_grading_begins_no_other_answer() -> None:
+    begun: list[str] = []
+
+    class Interrupted:
+        def grade(self, item: Item, answer: Answer) -> Mark:
+            begun.append(item.id)
+            if len(begun) == 1:
+                raise KeyboardInterrupt
+            time.sleep(0.02)
+            return Mark(1.0)
+
+    items = [Item(str(i), {"query": "q"}) for i in range(100)]
+    with pytest.raises(KeyboardInterrupt):
+        mark_answers(items, {item.id: Answer("a", 0.0) for item in items}, Interrupted(), 1)
+    assert len(begun) < 100
+
+
+def test_a_scorer_that_raises_costs_its_own_answer_only() -> None:
+    class Numbers:
+        def score(self, query: str, responses: Sequence[str]) -> list[float]:
+            return [float(response) for response in responses]
+
+    items = [Item(str(i), {"query": "q"}) for i in range(3)]
+    answers = {str(i): Answer(text, 0.0) for i, text in enumerate(["1", "n/a", "2"])}
+    marks = mark_answers(items, answers, ScorerGrader(Numbers()), workers=2)
+    assert [mark.value for mark in marks.values()] == [1.0, None, 2.0]
+    assert "ValueError: could not convert string to float: 'n/a'" in marks["1"].note
 
 
 def test_a_held_out_scorer_grades_rewards() -> None:

@@ -10,6 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tpo_modules.baselines import BestOfNModule
+from tpo_modules.benchmarks import BENCHMARKS
+from tpo_modules.benchmarks.base import query_rows
 from tpo_modules.cli import app
 from tpo_modules.cli.options import RunOptions
 from tpo_modules.errors import ConfigurationError, DataFileError, RunFolderError
@@ -53,6 +55,37 @@ def test_runs_are_graded_side_by_side(data: Path, tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, command).stdout
     assert "70B-SFT + TPO *" in shown
     assert "90.4" in shown
+
+
+def test_answers_to_other_queries_are_refused(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run", ANSWER)
+    spaced = tmp_path / "spaced.json"
+    spaced.write_text(json.dumps([{**row, "prompt": f" {row['prompt']}\n"} for row in ROWS]))
+    command = ["eval", "xstest", "--graded-only", str(folder), "--data"]
+    assert CliRunner().invoke(app, [*command, str(spaced)]).exit_code == 0
+    turned = tmp_path / "turned.json"
+    rows = [{**row, "id": other["id"]} for row, other in zip(ROWS, reversed(ROWS), strict=True)]
+    turned.write_text(json.dumps(rows))
+    error = CliRunner().invoke(app, [*command, str(turned)]).exception
+    assert isinstance(error, RunFolderError)
+    with pytest.raises(RunFolderError, match=r"id '2': .*kill a man.* there, .*process.* here"):
+        raise error
+    assert {file.name for file in folder.glob("grade-*")} == {"grade-string.json"}
+
+
+def test_a_conversation_is_graded_against_all_of_its_turns(tmp_path: Path) -> None:
+    turns = ["\n\nHuman: Hi\n\nAssistant: Hello.", "\n\nHuman: Bye\n\nAssistant: Bye."]
+    data, other = tmp_path / "data.jsonl", tmp_path / "other.jsonl"
+    data.write_text(json.dumps({"chosen": "".join(turns)}))
+    other.write_text(json.dumps({"chosen": "".join([turns[0].replace("Hi", "Yo"), turns[1]])}))
+    hh = BENCHMARKS["hh_rlhf"]
+    module = BestOfNModule(hh.policy, scorer=TableScorer({ANSWER: 1.0}), width=1)
+    with dspy.context(lm=ScriptedLM([ANSWER])):
+        run_queries(module, query_rows(hh.load(data)), out=tmp_path / "run")
+    command = ["eval", "hh_rlhf", "--graded-only", str(tmp_path / "run"), "--data"]
+    done = CliRunner().invoke(app, [*command, str(data)])
+    assert done.exit_code == 0, done.exception
+    assert isinstance(CliRunner().invoke(app, [*command, str(other)]).exception, RunFolderError)
 
 
 @pytest.mark.parametrize(

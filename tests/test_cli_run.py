@@ -23,6 +23,7 @@ from tpo_modules.cli import app
 from tpo_modules.cli.options import RunOptions, make_critic
 from tpo_modules.errors import ConfigurationError
 from tpo_modules.runs import read_queries, run_queries
+from tpo_modules.runs.saved_run import SavedRun
 from tpo_modules.testing import ScriptedLM
 
 
@@ -85,6 +86,36 @@ def test_the_plan_leaves_out_what_the_folder_has(tmp_path: Path) -> None:
     assert "1 query" in said
     assert f"besides 2 queries whose results are in {tmp_path / 'run'} already" in said
     assert "3 queries" in CliRunner().invoke(app, [*command, "--dry-run"]).output
+
+
+def test_the_run_of_less_depth_is_extended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("q.json").write_text('["Why?", "How?"]')
+    Path("reward.py").write_text("def length(query, response):\n    return len(response)\n")
+
+    def make_lm(model: str, options: RunOptions) -> ScriptedLM:
+        return ScriptedLM(lambda prompt: "Because.")
+
+    monkeypatch.setattr("tpo_modules.cli.run.make_lm", make_lm)
+    command = ["run", "--data", "q.json", "--reward", "python:reward.py:length", "--width", "2"]
+
+    def answer(depth: int, *more: str) -> Result:
+        return CliRunner().invoke(app, [*command, "--depth", str(depth), *more])
+
+    missing = answer(2, "--extend-depth").exception
+    assert isinstance(missing, ConfigurationError)
+    assert "expected --out FOLDER, the run to extend" in str(missing)
+    assert not Path("runs").exists()
+    assert answer(1).exit_code == 0
+    assert "besides 2 queries" in answer(2, "--extend-depth", "--dry-run").output
+    done = answer(2, "--extend-depth")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert [path.name for path in Path("runs").iterdir()] == ["q-tpo-D1-N2"]
+    traces = dict(SavedRun("runs/q-tpo-D1-N2").traces())
+    assert [max(call.step for call in trace.calls) for trace in traces.values()] == [2, 2]
+    assert answer(2).exit_code == 0  # a run of its own
+    several = answer(3, "--extend-depth").exception
+    assert all(f"q-tpo-D{depth}-N2" in str(several) for depth in (1, 2))
 
 
 def test_ray_wants_many_queries_and_a_reachable_lm(tmp_path: Path) -> None:

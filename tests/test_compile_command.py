@@ -95,6 +95,26 @@ def test_dspys_optimizers_compile_on_recorded_first_rounds(optimizer: str) -> No
     assert len(Path("loss/first/results.jsonl").read_text().splitlines()) == 4
 
 
+def test_first_rounds_of_other_queries_are_not_compiled_on() -> None:
+    for limit, said in (("4", "8 evaluations on 4 queries"), ("2", "4 evaluations on 2 queries")):
+        done = tpo("--optimizer", "copro", "--limit", limit, "--budget-evaluations", "1")
+        with pytest.raises(BudgetError, match=said):
+            raise done.exception or AssertionError(done.output)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_gepa_goes_on_with_the_same_job_only() -> None:
+    states: list[int] = []
+    for credit in ("update", "update", "pool"):
+        done = tpo(
+            *("--optimizer", "gepa", "--limit", "2", "--budget-evaluations", "8"),
+            *("--proposer-lm", "writer", "--max-in-flight", "1", "--credit", credit),
+        )
+        assert done.exit_code == 0, (done.output, done.exception)
+        states.append(len(list(Path("loss").glob("gepa-*/gepa_state.bin"))))
+    assert states == [1, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
@@ -120,6 +140,21 @@ def test_dspys_optimizers_compile_on_recorded_first_rounds(optimizer: str) -> No
         (["--optimizer", "copro", "--budget-evaluations", "9"], BudgetError, "48 evaluations"),
         (["--optimizer", "gepa", "--candidates", "wordings"], ConfigurationError, "belong to"),
         (["--method", "bon", "--candidates", "wordings"], ConfigurationError, "has no loss"),
+        (
+            ["--candidates", "wordings", "--out", "best"],
+            ConfigurationError,
+            "suffix, as in loss.json",
+        ),
+        (
+            ["--candidates", "wordings", "--folder", "records", "--out", "none"],
+            ConfigurationError,
+            "--out to be a file",
+        ),
+        (
+            ["--candidates", "wordings", "--folder", "a.json", "--out", "x/../a.json"],
+            ConfigurationError,
+            "with the folder a.json",
+        ),
     ],
 )
 def test_bad_input_is_said(
@@ -137,6 +172,7 @@ def test_bad_input_is_said(
     with pytest.raises(error, match=f"(?s){said}"):
         raise done.exception or AssertionError(done.output)
     assert not Path("loss.json").exists()
+    assert not Path("best").exists()
 
 
 def test_an_unknown_step_is_refused() -> None:

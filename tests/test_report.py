@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from tpo_modules.cli import app
 from tpo_modules.errors import ConfigurationError, RunFolderError
 from tpo_modules.report import align, figures_of, open_runs, report_html
+from tpo_modules.report.plots import gain_distribution
 from tpo_modules.report.words import diff_words
 from tpo_modules.runs.queries import QueryRow
 from tpo_modules.runs.saved_run import SavedRun
@@ -286,6 +287,11 @@ def test_the_command_writes_a_file(tmp_path: Path, tpo_run: Path, bon_run: Path)
     assert (tpo_run / "report.html").is_file()
     done = CliRunner().invoke(app, ["report", str(tpo_run), "--out", str(tpo_run)])
     assert isinstance(done.exception, ConfigurationError)
+
+
+@pytest.mark.parametrize("values", [[0.4 - 0.1, 0.5 - 0.2], [-3.0, -3.0], [0.0], [1.0, 1e-12]])
+def test_gains_that_differ_by_rounding_are_drawn(values: list[float]) -> None:
+    assert gain_distribution([(0, values)], "gain").count("var(--run-0)") > 1
 
 
 def test_matplotlib_is_loaded_when_it_is_needed() -> None:

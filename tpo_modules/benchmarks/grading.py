@@ -89,13 +89,19 @@ def grade_runs(
 def mark_answers(
     items: Sequence[Item], answers: Mapping[str, Answer], grader: Grader, workers: int
 ) -> dict[str, Mark]:
-    """Mark the items that have an answer, several at a time; where the grader fails, the mark has no value."""
+    """Mark the items that have an answer, several at a time; where the grader fails, the mark has no value.
+
+    Interrupted, it waits for the answers that are being marked, and begins no other.
+    """
     asked = [item for item in items if item.id in answers]
-    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+    pool = ThreadPoolExecutor(max_workers=max(1, workers))
+    try:
         jobs = [
             pool.submit(copy_context().run, _mark, grader, item, answers[item.id]) for item in asked
         ]
         return {item.id: job.result() for item, job in zip(asked, jobs, strict=True)}
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _mark(grader: Grader, item: Item, answer: Answer) -> Mark:

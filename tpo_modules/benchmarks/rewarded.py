@@ -9,7 +9,7 @@ import dspy
 
 from tpo_modules.benchmarks.base import Answer, Grader, GraderOptions, Item, Mark
 from tpo_modules.benchmarks.pairwise import mean_length
-from tpo_modules.errors import ConfigurationError, ScorerError
+from tpo_modules.errors import ConfigurationError, ScorerError, explain
 from tpo_modules.estimates import Estimate, mean_of
 from tpo_modules.scorers.base import Query
 
@@ -43,7 +43,13 @@ def finite_reward(scorer: Any, query: Query, response: str) -> float:
     Raises:
         ScorerError: The scorer failed, or gave no finite reward.
     """
-    reward = float(scorer.score(query, [response])[0])
+    try:
+        reward = float(scorer.score(query, [response])[0])
+    except ScorerError:
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        raise ScorerError(f"the scorer {scorer!r:.80} failed: {kind}: {explain(error)}") from error
     if reward != reward or abs(reward) == float("inf"):
         raise ScorerError(f"expected a finite reward, got {reward}")
     return reward

@@ -34,8 +34,10 @@ from tpo_modules.cli.options import EMBEDDED, RunOptions, make_lm, make_module
 from tpo_modules.cli.rewards import load_scorer, make_ready
 from tpo_modules.errors import ConfigurationError, RunFolderError
 from tpo_modules.estimates import Estimate
+from tpo_modules.query import make_query
 from tpo_modules.runs.runner import RunSettings
 from tpo_modules.runs.saved_run import SavedRun
+from tpo_modules.step import Step
 
 _PACKAGE = "alpaca_eval"
 
@@ -146,7 +148,7 @@ def evaluate(
     marker = None if by_package else _grader(chosen, grader, grading)
     items = chosen.load(data, limit=limit)
     folders = graded_only or [_generate(chosen, items, options, out, max_in_flight, console)]
-    runs = {folder: _answers(folder) for folder in folders}
+    runs = {folder: _answers(folder, chosen, items) for folder in folders}
     if benchmark == "alpaca_eval":
         for folder, answers in runs.items():
             write_outputs(folder / "model_outputs.json", items, answers, folder.name)
@@ -195,10 +197,21 @@ def _generate(
     return folder
 
 
-def _answers(folder: Path) -> dict[str, Answer]:
+def _answers(folder: Path, chosen: Benchmark, items: Sequence[Item]) -> dict[str, Answer]:
+    """Read a run's answers, and check that they are to these items: most ids are mere positions."""
     results = SavedRun(folder).results
     if not results:
         raise RunFolderError(f"expected a run with results to grade, {folder} has none")
+    policy = Step(chosen.policy, name="policy")
+    for item in items:
+        asked = make_query(policy, item.inputs)
+        there = results[item.id].query if item.id in results else asked
+        if there.split() != asked.split():
+            raise RunFolderError(
+                f"expected {folder} to answer the queries of {chosen.title} that are graded, got another under the "
+                f"id {item.id!r}: {there!r:.200} there, {str(asked)!r:.200} here; give --data the file that the "
+                "run was made from"
+            )
     return {key: Answer(result.response, result.reward) for key, result in results.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
@@ -92,7 +93,10 @@ def run(
     ] = False,
     extend_depth: Annotated[
         bool,
-        arguments.run_option(help="With --data: continue the folder's runs to a larger --depth."),
+        arguments.run_option(
+            help="With --data: continue the folder's runs to a larger --depth; without --out those of the one "
+            "folder of less depth in runs/."
+        ),
     ] = False,
     max_tokens_run: Annotated[
         int | None,
@@ -179,8 +183,10 @@ def run(
             "expected --data with --ray, which spreads many queries, got one query"
         )
     cluster = _cluster(options, ray, ray_workers, ray_scorers)
-    name = f"{data.stem if data else 'query'}-{method}-D{depth}-N{width}"
-    folder = out or Path("runs") / name
+    name = f"{data.stem if data else 'query'}-{method}"
+    folder = out or Path("runs") / f"{name}-D{depth}-N{width}"
+    if extend_depth and data is not None and out is None and not folder.exists():
+        folder = _shallower(name, options)
     if dry_run:
         answered = _answered(rows, folder) if data is not None else 0
         print(plan_text(make_module(options), len(rows) - answered))
@@ -202,6 +208,23 @@ def run(
         _run_one(options, rows[0], console, out=out, json_=json_)
     else:
         _run_many(options, rows, folder, settings, console, json_=json_, cluster=cluster)
+
+
+def _shallower(name: str, options: RunOptions) -> Path:
+    """Find the run of less depth among the default folders, which are named after their depth.
+
+    Raises:
+        ConfigurationError: There is none, or more than one.
+    """
+    form = re.compile(rf"{re.escape(name)}-D(\d+)-N{options.width}")
+    matches = [(path, form.fullmatch(path.name)) for path in sorted(Path("runs").glob("*-D*-N*"))]
+    found = [path for path, match in matches if match and int(match[1]) < options.depth]
+    if len(found) == 1:
+        return found[0]
+    raise ConfigurationError(
+        "expected --out FOLDER, the run to extend, or one run of less depth in "
+        f"{Path('runs') / name}-D*-N{options.width}, got {', '.join(map(str, found)) or 'none'}"
+    )
 
 
 def _answered(rows: list[QueryRow], folder: Path) -> int:

@@ -77,7 +77,7 @@ def gain_distribution(gains: Sequence[tuple[int, Sequence[float]]], label: str) 
         for place, values in gains:
             colour = _RUN.format(place % COLOURS)
             if len(gains) == 1:
-                axes.hist(values, 25, color=colour, alpha=0.8, rwidth=0.92)
+                axes.hist(_without_rounding(values), 25, color=colour, alpha=0.8, rwidth=0.92)
             else:
                 axes.ecdf(values, color=colour, lw=1.6)
             axes.axvline(fmean(values), color=colour, lw=1.2, ls="--")
@@ -86,6 +86,12 @@ def gain_distribution(gains: Sequence[tuple[int, Sequence[float]]], label: str) 
         axes.set_ylabel("queries" if len(gains) == 1 else "share of queries up to it")
 
     return _svg(draw)
+
+
+def _without_rounding(values: Sequence[float]) -> Sequence[float]:
+    """Take values that differ by rounding alone for equal: their range cannot be cut into bars."""
+    largest = max(map(abs, values))
+    return [values[0]] * len(values) if max(values) - min(values) < 1e-9 * largest else values
 
 
 def _svg(draw: Any) -> str:
