@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import dspy
 import pytest
+from typer.testing import CliRunner
 
 from tpo_modules import BestOfNModule, RevisionModule, TPOModule
 from tpo_modules.cli import app
-from tpo_modules.errors import ConfigurationError, RunFolderError
+from tpo_modules.errors import ConfigurationError, RunFolderError, ScorerError
 from tpo_modules.experiments import CompareSettings, Comparison, Method, compare, make_methods
+from tpo_modules.experiments.judging import Judged, judge_responses
 from tpo_modules.experiments.outcomes import (
     Outcome,
     drawn_responses,
     first_sample_only,
     outcome_of_first,
 )
+from tpo_modules.runs.queries import QueryRow
+from tpo_modules.runs.runner import RunSettings
 from tpo_modules.runs.saved_run import SavedRun
 from tpo_modules.testing import Reply, ScriptedLM
 from tpo_modules.trace import TPOTrace
@@ -171,6 +177,122 @@ def test_a_query_that_fails_in_the_first_round_is_left_out(tmp_path: Path) -> No
     assert "NoCandidateError" in found.excluded["3"] or "EmptyResponse" in found.excluded["3"]
 
 
+def test_runs_that_a_failure_cut_short_are_counted_and_said(tmp_path: Path) -> None:
+    def refuse(prompt: str) -> Any:
+        if QUERIES[0] in prompt:
+            return say(prompt)
+        return dspy.LMInvalidRequestError("400: maximum context length is 8192 tokens")
+
+    methods = make_methods(["single", "bon", "tpo"], {**COMMON, "critic_lm": ScriptedLM(refuse)})
+    with dspy.context(lm=ScriptedLM(say)):
+        found = compare(methods, QUERIES, out=tmp_path)
+    assert [f.cut_short for f in found.figures] == [0, 0, 5]
+    assert "Cut short by failures: tpo on 5 of 6 queries" in found.heading()
+    _, heads, rows = found.tables()[-1]
+    assert (heads[-1], [row[-1] for row in rows]) == ("cut short", ["0", "0", "5"])
+    lines = [json.loads(line) for line in (tmp_path / "outcomes.jsonl").read_text().splitlines()]
+    assert sum(line["cut_short"] for line in lines) == 5
+
+
+def test_a_part_of_a_failed_run_of_samples_that_is_whole_is_not_cut_short() -> None:
+    trace = bon_trace([Reply("one"), Reply("two")]).model_copy(update={"status": "failed"})
+    cut = {n: outcome_of_first("x", trace, samples=n) for n in (1, 2, 3, None)}
+    assert {n: one.cut_short for n, one in cut.items() if one} == {
+        1: False, 2: False, 3: True, None: True,
+    }  # fmt: skip
+
+
+class NamelessJudge:
+    """A judge without a ``__repr__`` of its own: every object's is another."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.asked: list[str] = []
+        self.seconds = seconds
+
+    def score(self, query: str, responses: Sequence[str]) -> list[float]:
+        self.asked.append(query)
+        time.sleep(self.seconds)
+        return [1.0] * len(responses)
+
+
+def ask(judge: NamelessJudge, out: Path, count: int = 4) -> Judged:
+    wanted = [(QueryRow(str(i), {"query": f"q{i}"}), [f"a{i}"]) for i in range(count)]
+    return judge_responses(judge, wanted, policy=BestOfNModule(scorer=reward).policy, out=out)
+
+
+def test_a_torn_judgement_is_asked_again_and_another_process_asks_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "judge.jsonl"
+    ask(NamelessJudge(), out, 3)
+    out.write_bytes(out.read_bytes()[:-9])
+    resumed, later = NamelessJudge(), NamelessJudge()
+    assert len(ask(resumed, out).rewards) == 4
+    assert len(resumed.asked) == 2  # the torn one and the new one
+    assert len(ask(later, out).rewards) == 4
+    assert later.asked == []
+
+
+def test_a_broken_judgement_is_told_by_its_line(tmp_path: Path) -> None:
+    out = tmp_path / "judge.jsonl"
+    ask(NamelessJudge(), out, 2)
+    whole = out.read_bytes()
+    for broken in (b"{broken\n", b'{"id": "7"}\n'):
+        out.write_bytes(whole + broken)
+        with pytest.raises(RunFolderError, match="line 3"):
+            ask(NamelessJudge(), out)
+        assert out.read_bytes() == whole + broken
+
+
+def test_an_interrupted_judging_keeps_what_came_and_asks_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(job: Future[None], timeout: float | None = None) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "judge.jsonl"
+    judge = NamelessJudge(seconds=0.2)
+    with monkeypatch.context() as patched:
+        patched.setattr(Future, "result", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ask(judge, out, 60)
+    assert len(out.read_bytes().splitlines()) == len(judge.asked) < 60
+    assert len(ask(NamelessJudge(), out, 60).rewards) == 60
+
+
+@pytest.mark.parametrize("rounds_there", [1, 2])
+def test_a_query_whose_further_samples_cannot_be_scored_is_left_out(
+    tmp_path: Path, rounds_there: int
+) -> None:
+    broken: list[str] = []
+
+    def scores(query: str, response: str) -> float:
+        if query in broken and int(response.removeprefix("word")) > last:
+            raise ScorerError("HTTP 500: the reward server is full")
+        return reward(query, response)
+
+    def bon(count: int) -> Comparison:
+        with dspy.context(lm=ScriptedLM(say)):
+            methods = make_methods(["single", f"b=bon{count}"], {**COMMON, "scorer": scores})
+            settings = CompareSettings(run=RunSettings(patience=0))
+            return compare(methods, QUERIES, out=tmp_path, settings=settings)
+
+    bon(3 * rounds_there)
+    last = int(say("").text.removeprefix("word"))
+    broken.append(QUERIES[2])
+    found = bon(9)
+    assert found.queries == 5
+    assert list(found.excluded) == ["2"]
+    assert found.excluded["2"].startswith("no further round of best-of-N: ")
+    broken.clear()
+    assert bon(9).queries == 6  # the same call tries it again
+
+
+def test_rounds_of_a_known_number_are_drawn_in_one_run(tmp_path: Path) -> None:
+    found = run(tmp_path, ("single", "b=bon20"))
+    assert found.figures[1].samples == 20
+    lines = (tmp_path / "methods/bon/traces.jsonl").read_text().splitlines()
+    assert len(lines) == len(QUERIES)
+
+
 def test_the_folder_holds_table_figures_and_outcomes(tmp_path: Path) -> None:
     found = run(tmp_path)
     settings = json.loads((tmp_path / "compare.json").read_text())
@@ -204,6 +326,9 @@ def test_another_configuration_on_the_same_folder_is_refused(tmp_path: Path) -> 
         (["a=tpo,width=3"], "expected depth=, selection=, loss="),
         (["a=tpo,depth=two"], "whole number for depth"),
         (["bon0"], "N of at least 1"),
+        (["x=bon15,depth=4"], "no options for bon15, which has no steps, got depth=4"),
+        (["x=single,loss=/no/such/file"], "no options for single"),
+        (["x=bon,selection=nonsense,update=none"], "no options for bon"),
         (["../x=tpo"], "name of a method to be letters"),
     ],
 )
@@ -304,6 +429,18 @@ def test_the_first_usable_sample_is_a_run_of_its_own() -> None:
     assert alone is not None
     assert [c.text for c in alone.calls[0].completions] == [trace.calls[0].completions[0].text]
     assert alone.scorings[0].rewards == trace.scorings[0].rewards[:1]
+
+
+@pytest.mark.parametrize(
+    ("skip", "says"), [("-1", "--skip to be 0 or more"), ("6", "leave a query of the 6")]
+)
+def test_skipping_more_than_there_is_is_refused(tmp_path: Path, skip: str, says: str) -> None:
+    data = tmp_path / "queries.json"
+    data.write_text(json.dumps(QUERIES))
+    words = ["compare", "bon", "--data", str(data), "--skip", skip, "--reward", "math"]
+    done = CliRunner().invoke(app, [*words, "--lm", "openai/scripted"])
+    assert isinstance(done.exception, ConfigurationError)
+    assert says in str(done.exception)
 
 
 def test_the_command_leaves_table_figure_and_report(

@@ -224,6 +224,18 @@ def test_depth_against_width_counts_wins_by_reward_and_by_judge(tmp_path: Path) 
         scaling.depth_vs_width(setup(tmp_path), best_of=(181,))
 
 
+def test_width_and_depth_against_width_say_where_runs_were_cut_short(tmp_path: Path) -> None:
+    critic = ScriptedLM(lambda prompt: dspy.LMInvalidRequestError("400: the prompt is too long"))
+    made = setup(tmp_path)
+    made = replace(made, common={**made.common, "critic_lm": critic})
+    said = "Cut short by failures: {} on 6 of 6 queries"
+    with dspy.context(lm=policy()):
+        by_width = scaling.width(replace(made, out=tmp_path / "width"), widths=(2,))
+        against = scaling.depth_vs_width(replace(made, out=tmp_path / "depth"), best_of=(6,))
+    assert f"N2: {said.format('D2')}" in " ".join(by_width.notes)
+    assert said.format("tpo") in " ".join(against.notes)
+
+
 def test_a_missing_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'dspy-tpo\[experiments\]'"):
@@ -282,6 +294,34 @@ def test_compare_with_a_judge_draws_where_they_part(
     assert done.exit_code == 0, done.output
     assert "warning: tpo, by step" in done.stderr
     assert "they part" in (tmp_path / "out" / "overoptimization.svg").read_text()
+
+
+def test_compare_shows_its_tables_where_pools_are_too_small_to_follow_a_judge(
+    scripted: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_lm(spec: str, options: Any) -> ScriptedLM:
+        return policy()
+
+    monkeypatch.setattr("tpo_modules.cli.compare.make_lm", make_lm)
+    (tmp_path / "rewards.py").write_text(
+        "seen = {}\n"
+        "def reward(query, response):\n"
+        "    return 0.0 if seen.setdefault(query, response) == response else float('nan')\n"
+        "def judge(query, response):\n    return 1.0\n"
+    )
+    judge = ["--judge", f"python:{tmp_path}/rewards.py:judge"]
+    done = CliRunner().invoke(app, ["compare", "single", "bon", *scripted, *judge])
+    assert done.exit_code == 0, done.output
+    assert "gain over bon" in done.stdout
+    assert "no figure by step and pool size: expected a run with at least two" in done.stderr
+
+
+def test_cost_of_a_comparison_that_drew_one_round_only(tmp_path: Path) -> None:
+    made = setup(tmp_path)
+    with dspy.context(lm=policy()):
+        made.compare(made.methods("single", "bon3"))
+    found = costs.cost([made.folder()], policy_parameters=1e9, reward_parameters=0)
+    assert [(row["run"], row["queries"]) for row in found.rows] == [("first", 6)]
 
 
 def test_the_command_counts_the_cost_of_a_run_without_queries(

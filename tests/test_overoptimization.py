@@ -145,6 +145,21 @@ def test_the_judge_scores_what_was_once_the_best_and_only_once(tmp_path: Path) -
     assert again.asked == 0
 
 
+@pytest.mark.parametrize(("thin", "sizes"), [(2, 8), (4, 8), (5, 2)])
+def test_a_few_thin_pools_are_left_out_and_counted(tmp_path: Path, thin: int, sizes: int) -> None:
+    made = runs()["tpo"]
+    for identity in list(made)[-thin:]:
+        trace = made[identity]
+        made[identity] = trace.model_copy(update={"candidates": trace.candidates[:2]})
+    found = overoptimization({"tpo": made}, Judge(1.2), module=MODULE, out=tmp_path)
+    by_step, by_size = found.summary["verdicts"]
+    assert found.rows[-1]["point"] == sizes
+    assert by_size["short"] == (thin if sizes == 8 else 0)
+    assert by_size["queries"] == 19 - by_size["short"]
+    assert (by_step["short"], by_step["queries"]) == (thin, 19 - thin)
+    assert f"tpo, by step: {thin} left out, which did not reach 3" in " ".join(found.notes)
+
+
 def test_a_folder_that_is_no_comparison_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="expected the folder of a comparison"):
         follow_comparison(tmp_path, Judge(1), module=MODULE)

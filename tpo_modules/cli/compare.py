@@ -26,8 +26,10 @@ from tpo_modules.experiments.figures import draw_comparison
 from tpo_modules.experiments.held_out import follow_comparison
 from tpo_modules.experiments.methods import METHODS, make_methods
 from tpo_modules.experiments.plots import draw
-from tpo_modules.runs.queries import read_queries
+from tpo_modules.policy import PolicyModule
+from tpo_modules.runs.queries import QueryRow, read_queries
 from tpo_modules.runs.runner import RunSettings
+from tpo_modules.scorers.base import Scorer
 
 _DEFAULT = ("single", "bon", "revision", "tpo")
 _SHORT = 64  # tokens, so that ten queries on the embedded LM take minutes
@@ -106,7 +108,7 @@ def compare_command(
         temperature=temperature, top_p=top_p, max_tokens=max_tokens or short,
         critique_max_tokens=critique_max_tokens or short, seed=seed, native_n=native_n,
     )  # fmt: skip
-    rows = read_queries(data, limit=None if limit is None else skip + limit)[skip:]
+    rows = _rows(data, skip, limit)
     common = shared_arguments(options)
     if (critic := make_critic(options)) is not None:
         common["critic_lm"] = critic
@@ -135,23 +137,46 @@ def compare_command(
             console.print(Text(f"interrupted; the same command continues {folder}", "yellow"))
             raise typer.Exit(130) from None
         draw_comparison(found, folder)
-        followed = None
+        pages = ""
+        if (folder / "methods").is_dir():
+            write_report([folder], folder / "report.html", common=True, title=f"TPO: {data.stem}")
+            pages = "report.html, "
+        if not json_:
+            show(found, table_console())
+        more: dict[str, Any] = {}
         if second is not None and width > 1:
-            followed = follow_comparison(folder, second, module=chosen[0].module)
-            followed.write(folder)
-            draw(followed, folder)
-    pages = ""
-    if (folder / "methods").is_dir():
-        write_report([folder], folder / "report.html", common=True, title=f"TPO: {data.stem}")
-        pages = "report.html, "
+            more, warnings = _follow(folder, second, chosen[0].module)
+            for warning in warnings:
+                console.print(Text(f"warning: {warning}", "bold red"))
     if json_:
-        more = {"overoptimization": followed.summary} if followed else {}
         print(json.dumps({**found.summary(), **more}))
         return
-    show(found, table_console())
-    for warning in followed.warnings if followed else ():
-        console.print(Text(f"warning: {warning}", "bold red"))
     console.print(f"in {folder}: {pages}table.md, rewards.svg, outcomes.jsonl, and every run")
+
+
+def _rows(data: Path, skip: int, limit: int | None) -> list[QueryRow]:
+    """Read the queries from the one after ``skip`` on, ``limit`` of them at most."""
+    if skip < 0:
+        raise ConfigurationError(f"expected --skip to be 0 or more, got {skip}")
+    rows = read_queries(data, limit=None if limit is None else skip + limit)
+    if skip and skip >= len(rows):
+        raise ConfigurationError(
+            f"expected --skip to leave a query of the {len(rows)} that were read from {data}, got {skip}"
+        )
+    return rows[skip:]
+
+
+def _follow(
+    folder: Path, judge: Scorer, module: PolicyModule
+) -> tuple[dict[str, Any], Sequence[str]]:
+    """Follow the judge by step and pool size, where runs allow it; return the summary for JSON, and warnings."""
+    try:
+        followed = follow_comparison(folder, judge, module=module)
+    except ConfigurationError as error:
+        return {}, [f"no figure by step and pool size: {error}"]
+    followed.write(folder)
+    draw(followed, folder)
+    return {"overoptimization": followed.summary}, followed.warnings
 
 
 def show(found: Comparison, console: Console) -> None:

@@ -28,7 +28,7 @@ from tpo_modules._version import __version__
 from tpo_modules.baselines import BestOfNModule
 from tpo_modules.errors import ConfigurationError
 from tpo_modules.experiments.comparison import Comparison
-from tpo_modules.experiments.judging import Judged, judge_responses
+from tpo_modules.experiments.judging import Judged, judge_responses, name_of
 from tpo_modules.experiments.matching import Match, Matcher
 from tpo_modules.experiments.methods import Method
 from tpo_modules.experiments.outcomes import Outcome, first_sample_only, outcome_of
@@ -43,7 +43,6 @@ from tpo_modules.trace import TPOTrace
 
 Progress = Callable[[str, dict[str, Any]], None]
 
-MOST_ROUNDS = 60  # of best-of-N, where samples are so short that tokens would buy more
 _SAMPLES = "bon"
 
 
@@ -146,7 +145,8 @@ class _Comparing:
             if not method.resamples
         }
         matcher = Matcher(self.settings.match, traces.get(self.match_to or ""))
-        samples = self._samples(rows, first, matcher)
+        samples, stuck = self._samples(rows, first, matcher)
+        excluded |= stuck
         found: dict[str, dict[str, Outcome]] = {}
         for name, method in self.methods.items():
             if method.resamples:
@@ -195,7 +195,7 @@ class _Comparing:
             "match_to": self.match_to,
             "baseline": self.baseline,
             "reward": self.first_module.config()["scorer"],
-            "judge": judge and repr(judge),
+            "judge": judge and name_of(judge),
         }
         (self.out / "compare.json").write_text(json.dumps(settings, indent=2) + "\n")
         lines = [
@@ -218,25 +218,36 @@ class _Comparing:
 
     def _samples(
         self, rows: list[QueryRow], first: dict[str, TPOTrace], matcher: Matcher
-    ) -> dict[str, TPOTrace]:
-        """Draw as many rounds of plain samples of each query as the methods that resample need."""
+    ) -> tuple[dict[str, TPOTrace], dict[str, str]]:
+        """Draw as many rounds of plain samples of each query as the methods that resample need.
+
+        Returns:
+            The runs by query, and the queries without one because a further round failed, with the reason.
+        """
         resampling = [method for method in self.methods.values() if method.resamples]
         folder = f"methods/{_SAMPLES}"
-        samples = dict(first)
+        samples, stuck = dict(first), dict[str, str]()
         if (self.out / folder / "config.json").exists():
             samples |= dict(SavedRun(self.out / folder).traces())
         while True:
             short: dict[int, list[QueryRow]] = {}
             for row in rows:
-                rounds = len(samples[row.id].calls)
-                enough = all(matcher.enough(m, row.id, samples[row.id]) for m in resampling)
-                if not enough and rounds < MOST_ROUNDS:
-                    short.setdefault(rounds + 1, []).append(row)
+                trace = samples.get(row.id)
+                if trace and (rounds := matcher.rounds(resampling, row.id, trace)):
+                    short.setdefault(rounds, []).append(row)
             if not short:
-                return samples
+                return samples, stuck
             rounds, group = min(short.items())
             module = _rounds_of(self.first_module, rounds)
-            samples |= self._run(folder, module, group, first, extend=True)
+            drawn = self._run(folder, module, group, first, extend=True)
+            failures = self._failures(folder)
+            for row in group:
+                before, now = samples.pop(row.id), drawn.get(row.id)
+                if now and (len(now.calls) > len(before.calls) or now.status == "failed"):
+                    samples[row.id] = now
+                else:
+                    reason = failures.get(row.id, f"see {folder}/failures.jsonl")
+                    stuck[row.id] = f"no further round of best-of-N: {reason}"
 
     def _run(
         self,

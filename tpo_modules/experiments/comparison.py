@@ -44,6 +44,7 @@ class MethodFigures:
         length: Of the response, in words.
         gain_per_1k: Reward over that of a single sample, per thousand generated tokens; None without a single.
         hurt: Share of queries where it did worse than the baseline, by the judge if there is one; 0 to 1.
+        cut_short: Queries whose run a failure ended early: see `Outcome.cut_short`.
     """
 
     method: str
@@ -63,6 +64,7 @@ class MethodFigures:
     length: float
     gain_per_1k: Estimate | None
     hurt: Estimate
+    cut_short: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +157,9 @@ class Comparison:
         heads += ["gain over single per 1k tokens"] if single else []
         heads += [f"worse than {base}"]
         rows = [_cost_cells(f, base, single=single) for f in self.figures]
+        if any(f.cut_short for f in self.figures):
+            heads += ["cut short"]
+            rows = [[*row, str(f.cut_short)] for row, f in zip(rows, self.figures, strict=True)]
         found.append(("Cost per query", heads, rows))
         return found
 
@@ -168,7 +173,14 @@ class Comparison:
         left_out = f"; {len(self.excluded)} left out" if self.excluded else ""
         few = " So few queries settle nothing." if self.queries < _FEW else ""
         count = "1 query" if self.queries == 1 else f"{self.queries} queries"
-        return f"{count}{left_out}{matched}; 95 % intervals by paired bootstrap over queries.{few}"
+        rests = f"{count}{left_out}{matched}; 95 % intervals by paired bootstrap over queries."
+        return " ".join([f"{rests}{few}", *self.cut_short()])
+
+    def cut_short(self) -> list[str]:
+        """Say which methods' runs failures ended early, in a sentence; nothing if none."""
+        cut = [f"{f.method} on {f.cut_short}" for f in self.figures if f.cut_short]
+        of = f" of {self.queries} queries and counted as far as they came"
+        return [f"Cut short by failures: {', '.join(cut)}{of}."] if cut else []
 
 
 def _figures(
@@ -205,6 +217,7 @@ def _figures(
         length=sum(lengths) / n,
         gain_per_1k=_gain_per_1k(rows, single) if single is not None and name != "single" else None,
         hurt=mean_of(hurt),
+        cut_short=sum(row.cut_short for row in rows),
     )
 
 

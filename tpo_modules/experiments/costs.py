@@ -86,10 +86,10 @@ def cost_of_own_run(setup: Setup, **options: Any) -> Finding:
 
 
 def _folders(path: Path) -> list[Path]:
-    """Return a run's folder, or those of a comparison's methods."""
-    if (path / "compare.json").is_file():
-        return sorted(folder for folder in (path / "methods").iterdir() if folder.is_dir())
-    return [path]
+    """Return a run's folder, or those of a comparison's methods: the first round alone where none drew more."""
+    if not (path / "compare.json").is_file():
+        return [path]
+    return sorted(f for f in path.glob("methods/*") if f.is_dir()) or [path / "first"]
 
 
 def _row(run: SavedRun, policy: float | None, reward: float | None) -> dict[str, Any]:

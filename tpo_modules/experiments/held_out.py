@@ -12,7 +12,7 @@ from typing import Any
 from tpo_modules.errors import ConfigurationError, RunFolderError
 from tpo_modules.estimates import Estimate, gain_of, mean_of
 from tpo_modules.experiments.finding import Finding, Table, interval, traces_of
-from tpo_modules.experiments.judging import Judged, judge_responses
+from tpo_modules.experiments.judging import Judged, judge_responses, name_of
 from tpo_modules.experiments.parting import RULE, Parting, parting_of
 from tpo_modules.policy import PolicyModule
 from tpo_modules.pool import Candidate
@@ -32,6 +32,7 @@ class Series:
         name: The run.
         axis: ``"step"`` (best so far) or ``"pool size"`` (best of the first so many samples).
         points: Steps or sizes.
+        short: Queries left out because their runs do not reach the last point.
         reward: Mean optimised reward at each.
         judge: Mean reward by the judge at each.
         reward_gain: Of ``reward`` over the first point, query by query.
@@ -43,6 +44,7 @@ class Series:
     name: str
     axis: str
     points: list[int]
+    short: int
     reward: list[Estimate]
     judge: list[Estimate]
     reward_gain: list[Estimate]
@@ -62,7 +64,8 @@ def overoptimization(
     """Follow the optimised and the held-out reward by step and by pool size, and warn where they part.
 
     The judge scores what a run would have returned after each step, and with each size of its pool: only responses
-    that were once the best, a few per query. A query that it fails on is left out, and counted.
+    that were once the best, a few per query. A query that it fails on is left out, and counted; so is, of an axis,
+    one whose run does not reach its last point: the last step of all, or the size that four in five pools have.
 
     Args:
         runs: Traces by run and query. A run of several steps is followed by step; every run by the size of its
@@ -90,16 +93,17 @@ def overoptimization(
         out=out / "judge.jsonl",
     )
     series = [_series(path, judged) for path in paths]
-    return _finding(series, judged, {"judge": repr(judge), **(settings or {})})
+    return _finding(series, judged, {"judge": name_of(judge), **(settings or {})})
 
 
 @dataclass(frozen=True, slots=True)
 class _Path:
-    """What a run would have returned at each of its points, by query."""
+    """What a run would have returned at each of its points, by query; ``short`` queries do not reach the last."""
 
     name: str
     axis: str
     points: list[int]
+    short: int
     best: dict[str, list[Candidate]]
 
 
@@ -107,7 +111,8 @@ def _paths(runs: Mapping[str, Mapping[str, TPOTrace]]) -> list[_Path]:
     paths = [path for name, traces in runs.items() for path in _paths_of(name, traces)]
     if not paths:
         raise ConfigurationError(
-            f"expected a run with at least two responses of each query, got {', '.join(runs) or 'none'}"
+            "expected a run with at least two responses of most queries, to follow a judge along, got "
+            f"{', '.join(runs) or 'none'}; use a larger width or depth"
         )
     return paths
 
@@ -115,14 +120,14 @@ def _paths(runs: Mapping[str, Mapping[str, TPOTrace]]) -> list[_Path]:
 def _paths_of(name: str, traces: Mapping[str, TPOTrace]) -> list[_Path]:
     found: list[_Path] = []
     if any(trace.method != "bon" for trace in traces.values()):
-        depth = max((len(trace.rewards_by_step) for trace in traces.values()), default=0)
-        steps = list(range(depth))
-        whole = {i: t for i, t in traces.items() if len(t.rewards_by_step) == depth}
-        found.append(_path(name, "step", steps, whole, lambda c, point: c.step <= point))
-    least = min((len(trace.candidates) for trace in traces.values()), default=0)
-    sizes = sorted({size for size in _SIZES if size <= least} | ({least} if least else set()))
-    found.append(_path(name, "pool size", sizes, traces, lambda c, point: c.index < point))
-    return [path for path in found if len(path.points) > 1]
+        last_steps = {i: len(trace.rewards_by_step) - 1 for i, trace in traces.items()}
+        steps = list(range(max(last_steps.values()) + 1))
+        found += _path(name, "step", steps, traces, last_steps, lambda c, point: c.step <= point)
+    pools = {i: len(trace.candidates) for i, trace in traces.items()}
+    most = sorted(pools.values())[len(pools) // 5] if pools else 0  # a thin pool must not cut all
+    sizes = sorted({size for size in _SIZES if size < most} | {most})
+    found += _path(name, "pool size", sizes, traces, pools, lambda c, point: c.index < point)
+    return found
 
 
 def _path(
@@ -130,17 +135,22 @@ def _path(
     axis: str,
     points: list[int],
     traces: Mapping[str, TPOTrace],
+    reached: Mapping[str, int],
     within: Callable[[Candidate, int], bool],
-) -> _Path:
+) -> list[_Path]:
+    """Follow the runs that reached the last point; nothing where there is only one point."""
+    if len(points) < 2:
+        return []
     best = {
         identity: [
             max((c for c in trace.candidates if within(c, point)), key=lambda c: c.reward)
             for point in points
         ]
         for identity, trace in traces.items()
-        if trace.candidates and within(trace.candidates[0], points[0])
+        if reached[identity] >= points[-1]
+        and any(within(candidate, points[0]) for candidate in trace.candidates)
     }
-    return _Path(name, axis, points, best)
+    return [_Path(name, axis, points, len(traces) - len(best), best)]
 
 
 def _series(path: _Path, judged: Judged) -> Series:
@@ -157,6 +167,7 @@ def _series(path: _Path, judged: Judged) -> Series:
         name=path.name,
         axis=path.axis,
         points=path.points,
+        short=path.short,
         reward=[mean_of(values) for values in rewards],
         judge=[mean_of(values) for values in other],
         reward_gain=[gain_of(values, rewards[0]) for values in rewards],
@@ -173,6 +184,8 @@ def _finding(series: Sequence[Series], judged: Judged, settings: dict[str, Any])
             "run": each.name,
             "axis": each.axis,
             "verdict": each.parting.verdict,
+            "queries": each.reward[0].n,
+            "short": each.short,
             "since": None if each.parting.since is None else each.points[each.parting.since],
             "reward_gain": interval(each.parting.reward_gain),
             "judge_gain": interval(each.parting.judge_gain),
@@ -189,6 +202,7 @@ def _finding(series: Sequence[Series], judged: Judged, settings: dict[str, Any])
         tables=[_table(series)],
         notes=[
             f"{series[0].reward[0].n} queries{left_out if judged.failed else ''}. {RULE}",
+            *(_short(each) for each in series if each.short),
             *(describe(each) for each in series if each.parting.verdict == "not confirmed"),
         ],
         warnings=[describe(each) for each in series if each.parting.verdict == "part"],
@@ -258,6 +272,13 @@ def describe(series: Series) -> str:
             f"{head}rises {gains.format('does not clearly')}: the judge does not confirm the gain"
         )
     return f"{head}changes {gains.format('too')}: they do not part"
+
+
+def _short(series: Series) -> str:
+    return (
+        f"{series.name}, by {series.axis}: {series.short} left out, which did not reach {series.points[-1]}; "
+        f"{series.reward[0].n} counted."
+    )
 
 
 def _table(series: Sequence[Series]) -> Table:

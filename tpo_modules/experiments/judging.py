@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import orjson
+from pydantic import BaseModel
 
+from tpo_modules.baselines import BestOfNModule
 from tpo_modules.errors import explain
 from tpo_modules.query import make_query
 from tpo_modules.runs.queries import QueryRow
+from tpo_modules.runs.records import as_record, read_rows
 from tpo_modules.scorers.base import Query, Scorer
 from tpo_modules.step import Step
 
@@ -37,6 +42,14 @@ class Judged:
         return self.rewards[identity][response]
 
 
+class _Judgement(BaseModel):
+    """One line of the file: what a judge said of responses to a query."""
+
+    id: str
+    judge: str
+    rewards: dict[str, float]
+
+
 def judge_responses(
     judge: Scorer,
     wanted: Sequence[tuple[QueryRow, Sequence[str]]],
@@ -46,48 +59,71 @@ def judge_responses(
 ) -> Judged:
     """Score responses by a judge, eight queries at a time; each query's rewards are kept as they come.
 
+    An interruption waits for the queries under way, and keeps what comes of them; the same call then asks the rest.
+
     Args:
         judge: The scorer.
         wanted: Queries, each with its distinct responses.
         policy: The policy step, which knows a query's conversation.
-        out: A JSONL file; what it holds of this judge is not asked again.
+        out: A JSONL file; what it holds of this judge is not asked again. A last line that a crash tore is cut off.
+
+    Raises:
+        RunFolderError: The file holds a line that is no judgement; the message names it.
     """
-    name = repr(judge)
+    name = name_of(judge)
     known = _read(out, name)
     failed: dict[str, str] = {}
+    lock = Lock()
 
-    def one(row: QueryRow, responses: Sequence[str]) -> dict[str, float]:
-        query: Query = make_query(policy, row.inputs)
-        rewards = [float(reward) for reward in judge.score(query, list(responses))]
-        if len(rewards) != len(responses) or not all(map(math.isfinite, rewards)):
-            raise ValueError(f"expected {len(responses)} finite rewards, got {rewards}")
-        return dict(zip(responses, rewards, strict=True))
-
-    with ThreadPoolExecutor(_AT_ONCE) as pool, out.open("ab") as sink:
-        jobs = {}
-        for row, responses in wanted:
-            missing = [text for text in responses if text not in known.get(row.id, {})]
-            if missing:
-                jobs[row.id] = pool.submit(copy_context().run, one, row, missing)
-        for identity, job in jobs.items():
-            try:
-                rewards = job.result()
-            except Exception as error:  # noqa: BLE001  a judge may be anything; the query is left out and counted
-                failed[identity] = f"the judge failed: {explain(error)}"
-                continue
-            known.setdefault(identity, {}).update(rewards)
-            sink.write(orjson.dumps({"id": identity, "judge": name, "rewards": rewards}) + b"\n")
+    def ask(row: QueryRow, responses: Sequence[str]) -> None:
+        try:
+            query: Query = make_query(policy, row.inputs)
+            rewards = _rewards(judge, query, responses)
+        except Exception as error:  # noqa: BLE001  a judge may be anything; the query is left out and counted
+            failed[row.id] = f"the judge failed: {explain(error)}"
+            return
+        line = orjson.dumps({"id": row.id, "judge": name, "rewards": rewards}) + b"\n"
+        with lock:
+            known.setdefault(row.id, {}).update(rewards)
+            sink.write(line)
             sink.flush()
-    return Judged(known, failed)
+
+    with out.open("ab") as sink, ThreadPoolExecutor(_AT_ONCE) as pool:
+        jobs: list[Future[None]] = []
+        try:
+            for row, responses in wanted:
+                missing = [text for text in responses if text not in known.get(row.id, {})]
+                if missing:
+                    jobs.append(pool.submit(copy_context().run, ask, row, missing))
+            for job in jobs:
+                job.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C must not ask the judge of all the rest
+            raise
+    return Judged(known, {row.id: failed[row.id] for row, _ in wanted if row.id in failed})
+
+
+def name_of(judge: Scorer) -> str:
+    """Name a judge as a run's configuration names its scorer: alike in every process."""
+    return str(BestOfNModule(scorer=judge).config()["scorer"])
+
+
+def _rewards(judge: Scorer, query: Query, responses: Sequence[str]) -> dict[str, float]:
+    rewards = [float(reward) for reward in judge.score(query, list(responses))]
+    if len(rewards) != len(responses) or not all(map(math.isfinite, rewards)):
+        raise ValueError(f"expected {len(responses)} finite rewards, got {rewards}")
+    return dict(zip(responses, rewards, strict=True))
 
 
 def _read(path: Path, judge: str) -> dict[str, dict[str, float]]:
+    """Read what a judge said before, and cut off what follows the last whole line, for others to follow it."""
     known: dict[str, dict[str, float]] = {}
-    if path.exists():
-        for line in path.read_bytes().splitlines(keepends=True):
-            if not line.endswith(b"\n"):
-                break  # torn by a crash
-            row = orjson.loads(line)
-            if row["judge"] == judge:
-                known.setdefault(row["id"], {}).update(row["rewards"])
+    whole = 0
+    for at, row, size in read_rows(path):
+        judgement = as_record(_Judgement, row, at)
+        whole += size
+        if judgement.judge == judge:
+            known.setdefault(judgement.id, {}).update(judgement.rewards)
+    if path.exists() and whole < path.stat().st_size:
+        os.truncate(path, whole)
     return known

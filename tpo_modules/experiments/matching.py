@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,8 @@ from tpo_modules.experiments.outcomes import Outcome, drawn_responses, outcome_o
 from tpo_modules.trace import TPOTrace
 
 Match = Literal["samples", "tokens"]
+
+MOST_ROUNDS = 60  # of best-of-N, where samples are so short that tokens would buy more
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,20 @@ class Matcher:
         samples, tokens = self._limits(method, identity)
         drawn = len(drawn_responses(trace))
         return drawn >= (samples or 0) and (tokens is None or trace.generated_tokens > tokens)
+
+    def rounds(self, methods: Sequence[Method], identity: str, trace: TPOTrace) -> int | None:
+        """Tell up to which round samples are to be drawn next; None if the run is long enough for all methods.
+
+        Where the number of samples is known that is the last round of them; where tokens decide, one more.
+        """
+        short = [method for method in methods if not self.enough(method, identity, trace)]
+        if not short or len(trace.calls) >= MOST_ROUNDS:
+            return None
+        last = max(
+            math.ceil((self._limits(method, identity)[0] or 0) / method.module.width)
+            for method in short
+        )
+        return min(max(last, len(trace.calls) + 1), MOST_ROUNDS)
 
     def outcome(self, method: Method, identity: str, trace: TPOTrace) -> Outcome | None:
         """Sum up the part of a run of samples that a method gets; None if it has no response."""

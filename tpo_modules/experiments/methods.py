@@ -21,6 +21,7 @@ Take = Literal["best", "last"]
 """Which candidate of its run is a method's response: the highest reward, or the last one drawn."""
 
 _STEPS = ("loss", "gradient", "update")
+_WITHOUT_STEPS = ("bon", "single")  # and bonN
 _BEST_OF = re.compile(r"bon(\d+)")
 _NAME = re.compile(r"[\w.+-]+")  # names become folders
 
@@ -56,15 +57,16 @@ def make_methods(
 
     Args:
         specs: Each ``NAME``, ``NAME=METHOD``, ``NAME=METHOD,option=value,...`` or ``NAME=FILE``. A method is one
-            of `METHODS`, or ``bon15`` for best-of-15. Options: ``depth``, ``selection``, ``loss``, ``gradient``,
-            ``update`` (each a text file, ``module:Name``, a saved step, or ``none``). A file is a template or a
-            saved step for TPO; its name begins with the step's (``loss_short.txt``), or the saved step says it.
+            of `METHODS`, or ``bon15`` for best-of-15. Options, of methods that iterate: ``depth``, ``selection``,
+            ``loss``, ``gradient``, ``update`` (each a text file, ``module:Name``, a saved step, or ``none``). A
+            file is a template or a saved step for TPO; its name begins with the step's (``loss_short.txt``), or
+            the saved step says it.
         common: Keyword arguments of every module: policy, scorer, width, sampling, seed; and ``critic_lm``, of
             those that have critiques.
         depth: Depth of iterative methods that name none.
 
     Raises:
-        ConfigurationError: A name is unknown, unusable or repeated.
+        ConfigurationError: A name is unknown, unusable or repeated, or an option is not one of its method.
     """
     methods = [_make(spec, common, depth) for spec in specs]
     names = [method.name for method in methods]
@@ -88,7 +90,12 @@ def _make(spec: str, common: Mapping[str, Any], depth: int) -> Method:
             "write NAME=METHOD,option=value"
         )
     settings: dict[str, Any] = {"depth": depth, **dict(_option(text, spec) for text in options)}
-    if found := _BEST_OF.fullmatch(base):
+    found = _BEST_OF.fullmatch(base)
+    if options and (found or base in _WITHOUT_STEPS):
+        raise ConfigurationError(
+            f"expected no options for {base}, which has no steps, got {', '.join(options)} in {spec!r}"
+        )
+    if found:
         samples = int(found.group(1))
         if samples < 1:
             raise ConfigurationError(f"expected best-of-N with N of at least 1, got {base!r}")

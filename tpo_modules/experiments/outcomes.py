@@ -39,6 +39,8 @@ class Outcome:
         seconds: Of its calls and scorings, one after the other; while many queries share a server each call
             waits for others, so compare only methods of one run.
         length: Of the response, in words.
+        cut_short: Whether a failure ended its run before all it was to do was done: the response is then that of
+            a shorter run, of TPO without a critique that of best-of-N.
     """
 
     id: str
@@ -51,6 +53,7 @@ class Outcome:
     samples: int
     seconds: float
     length: int
+    cut_short: bool = False
 
 
 def drawn_responses(trace: TPOTrace) -> list[Drawn]:
@@ -84,6 +87,7 @@ def outcome_of(identity: str, trace: TPOTrace, *, last: bool = False) -> Outcome
         samples=len(drawn_responses(trace)),
         seconds=sum(record.seconds for record in (*trace.calls, *trace.scorings)),
         length=words(best.response),
+        cut_short=trace.status == "failed",
     )
 
 
@@ -103,7 +107,8 @@ def outcome_of_first(
     """
     taken: list[Drawn] = []
     spent = 0
-    for one in drawn_responses(trace):
+    drawn = drawn_responses(trace)
+    for one in drawn:
         spent += one.completion.tokens or 0
         full = len(taken) == samples or (tokens is not None and spent > tokens)
         if full and any(t.candidate for t in taken):
@@ -131,6 +136,7 @@ def outcome_of_first(
         samples=len(taken),
         seconds=sum(call.seconds for call in calls.values()) + sum(s.seconds for s in scorings),
         length=words(best.response),
+        cut_short=trace.status == "failed" and len(taken) == len(drawn) != samples,
     )
 
 

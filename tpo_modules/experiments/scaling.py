@@ -8,9 +8,9 @@ from typing import Any
 
 from tpo_modules.errors import ConfigurationError
 from tpo_modules.estimates import Estimate, gain_of, mean_of, win_rate_of
-from tpo_modules.experiments.compare import MOST_ROUNDS
 from tpo_modules.experiments.comparison import Comparison
 from tpo_modules.experiments.finding import Finding, Setup, interval, rests_on
+from tpo_modules.experiments.matching import MOST_ROUNDS
 from tpo_modules.experiments.outcomes import Outcome
 
 WIDTHS = (5, 10, 15, 20)
@@ -40,11 +40,13 @@ def width(setup: Setup, *, widths: Sequence[int] = WIDTHS, also: Sequence[str] =
     """
     shapes = _shapes(setup.depth, widths, also)
     found: dict[tuple[int, int], dict[str, Outcome]] = {}
+    cut: list[str] = []
     for samples in dict.fromkeys(n for _, n in shapes):
         depths = [d for d, n in shapes if n == samples]
         specs = [f"first=bon{samples}", *(f"D{d}=tpo,depth={d}" for d in depths)]
         methods = setup.methods(*specs, width=samples)
         compared = setup.compare(methods, f"N{samples}", baseline="first")
+        cut += [f"N{samples}: {said}" for said in compared.cut_short()]
         for depth, name in [(0, "first"), *((d, f"D{d}") for d in depths)]:
             found[depth, samples] = {one.id: one for one in compared.outcomes[name]}
     used, left_out = _common(list(found.values()))
@@ -78,7 +80,7 @@ def width(setup: Setup, *, widths: Sequence[int] = WIDTHS, also: Sequence[str] =
         rows=rows,
         summary={"queries": len(used), "left_out": left_out, "points": rows},
         tables=[("Reward by width", heads, cells)],
-        notes=[rests_on(len(used), len(left_out))],
+        notes=[rests_on(len(used), len(left_out)), *cut],
     )
 
 
@@ -137,7 +139,11 @@ def depth_vs_width(setup: Setup, *, best_of: Sequence[int] = BEST_OF) -> Finding
         rows=rows,
         summary=_summary_of(compared, tpo={"label": label, **own}, against=rows),
         tables=[(f"TPO {label} against best-of-N", heads, cells)],
-        notes=[rests_on(compared.queries, len(compared.excluded)), "A tie counts half."],
+        notes=[
+            rests_on(compared.queries, len(compared.excluded)),
+            "A tie counts half.",
+            *compared.cut_short(),
+        ],
     )
 
 
