@@ -241,6 +241,33 @@ def test_a_writer_that_fails_ends_the_run_and_the_folder_resumes(
     assert {row["id"] for row in rows(out, "traces")} == set(calm)
 
 
+class FullOnce(FullDisk):
+    """A file whose disk is full in the middle of its seventh line, and then has room again."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file)
+        self._writes = 0
+
+    def write(self, data: memoryview) -> int:
+        self._writes += 1
+        if self._writes == 8:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self._file.write(data[: len(data) // 2] if self._writes == 7 else data)
+
+
+def test_nothing_is_written_behind_a_torn_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calm: dict[str, Any]
+) -> None:
+    out = tmp_path / "run"
+    with start_server(log=tmp_path / "log", median=0.002) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr("tpo_modules.runs.run_folder._open_sink", FullOnce)
+            with pytest.raises(RunFolderError, match=r"cannot write to .*No space left"):
+                run(server, out)
+        assert run(server, out).finished == len(QUERIES)
+    assert outcome(out) == calm
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Generator[Path]:
     """Mount a file system of 160 kB, where this user may."""

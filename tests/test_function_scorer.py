@@ -80,6 +80,31 @@ def test_feedback_is_carried() -> None:
     assert (copied, copied.feedback, copied.notes) == (0.5, "q: r", ())
 
 
+@pytest.mark.parametrize(
+    ("given", "feedback", "notes"),
+    [
+        (
+            dspy.Prediction(score=1.0, feedback=["too long", "no source"]),
+            "['too long', 'no source']",
+            (),
+        ),
+        ({"score": 1.0, "feedback": {"missing": 2}}, "{'missing': 2}", ()),
+        (Reward(1.0, feedback=None, notes=[3]), None, ("3",)),  # pyright: ignore[reportArgumentType]
+    ],
+)
+def test_what_is_said_of_a_response_becomes_text(
+    given: Any, feedback: str | None, notes: tuple[str, ...]
+) -> None:
+    lm = ScriptedLM(["yes"])
+
+    def rate(query: str, response: str) -> Any:
+        return given
+
+    with dspy.context(lm=lm):
+        trace = TPOModule(scorer=rate, depth=0, width=1)("Why?").trace
+    assert [(c.reward, c.feedback, c.notes) for c in trace.candidates] == [(1.0, feedback, notes)]
+
+
 def test_the_form_can_be_said() -> None:
     def odd(pred: Any, answer: Any) -> float:
         return float(hasattr(answer, "response"))

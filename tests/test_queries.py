@@ -60,6 +60,14 @@ def test_bad_files_are_refused_by_what_is_wrong(
     assert said in str(caught.value)
 
 
+def test_half_a_character_is_read_as_its_replacement() -> None:
+    text = '"half \\ud83d"\n{"id": "a\\udc4d", "inputs": {"x": ["\\ud83d\\udc4d", "\\ud83d"]}}'
+    assert parse_queries(text, "text") == [
+        QueryRow("0", {"query": "half \ufffd"}),
+        QueryRow("a\ufffd", {"x": ["\U0001f44d", "\ufffd"]}),
+    ]
+
+
 def test_a_file_of_50_megabytes_is_read_line_by_line(tmp_path: Path) -> None:
     line = json.dumps({"id": "%06d", "query": "w" * 5000}) + "\n"
     with (tmp_path / "large.jsonl").open("w") as file:

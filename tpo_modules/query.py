@@ -99,7 +99,8 @@ def _is_history(signature: type[dspy.Signature], name: str) -> bool:
 def _is_conversation(value: Any) -> bool:
     if value is None or isinstance(value, dspy.History):
         return True
-    return isinstance(value, Mapping) and isinstance(value.get("messages"), list)
+    turns = value.get("messages") if isinstance(value, Mapping) else None
+    return isinstance(turns, list) and all(isinstance(turn, Mapping) for turn in turns)
 
 
 def _check_texts(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> None:
@@ -107,7 +108,7 @@ def _check_texts(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> 
         value = inputs.get(name)
         if field.annotation == dspy.History and not _is_conversation(value):
             raise InputError(
-                f"expected the input {name!r} to be a dspy.History(messages=[...]), "
+                f"expected the input {name!r} to be a dspy.History(messages=[{{...}}, ...]), "
                 f"got {type(value).__name__}: {value!r:.80}"
             )
         if field.annotation is str and name in inputs and not isinstance(value, str):

@@ -266,11 +266,18 @@ class Run:
         """Say whether this is the call that ended the earlier run."""
         assert self._earlier is not None  # noqa: S101  it is where the call comes from
         last = self._earlier.status == "failed" and call is self._earlier.calls[-1]
-        return last and not any(completion.text.strip() for completion in call.completions)
+        return last and is_blank(call)
 
     def _score(self, number: int, usable: Sequence[_Usable]) -> Work[list[Reward]]:
         scorings = self._earlier.scorings if self._earlier else []
-        recorded = next((s for s in scorings if s.step == number), None)
+        recorded = next(
+            (
+                s
+                for s in scorings
+                if s.step == number and len(s.rewards) == len(usable) and not is_blank(s)
+            ),
+            None,
+        )
         self._replaying = recorded is not None
         if recorded is None:
             recorded = yield from self._ask_scorer(number, usable)
@@ -410,6 +417,13 @@ class _Usable:
             feedback=reward.feedback,
             notes=reward.notes,
         )
+
+
+def is_blank(record: Call | Scoring) -> bool:
+    """Say whether a record holds nothing to go on with: no text, or no finite reward; it is made again."""
+    if isinstance(record, Call):
+        return not any(completion.text.strip() for completion in record.completions)
+    return all(reward is None for reward in record.rewards)
 
 
 def _or_nan(reward: Reward | None) -> Reward:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Protocol
 
 import dspy
 
-from tpo_modules.errors import InputError, LMCallError, NoCandidateError, ScorerError
+from tpo_modules.errors import InputError, LMCallError, NoCandidateError, ScorerError, TPOError
 from tpo_modules.gate import RequestGate, gated
 from tpo_modules.policy import PolicyModule
-from tpo_modules.run import Event, observe
+from tpo_modules.run import Event, is_blank, observe
 from tpo_modules.runs.queries import QueryRow
 from tpo_modules.trace import TPOTrace
 
@@ -22,6 +22,11 @@ TRANSIENT = frozenset(
     {"LMRateLimitError", "LMTimeoutError", "LMServerError", "LMTransportError", "ScorerError"}
 )
 """Errors that can pass: the query waits and goes on where it was."""
+
+_OF_A_SAMPLE = frozenset({"EmptyResponse", "NonFiniteReward"})
+
+# Of this project's errors; the others would meet every query, and end the run.
+_OF_A_QUERY = (InputError, NoCandidateError, ScorerError)
 
 _LONGEST_PAUSE = 60.0
 
@@ -104,8 +109,12 @@ class Answering:
             while True:
                 try:
                     done = await self._attempt(row, earlier)
-                except (NoCandidateError, ScorerError, InputError) as error:
+                except Exception as error:
+                    if isinstance(error, TPOError) and not isinstance(error, _OF_A_QUERY):
+                        raise
                     kind, failure = kind_of(error), error
+                    if watch.trace is not None:  # samples that were drawn are not drawn again
+                        earlier = _without_failures(watch.trace)
                 else:
                     kind = _cut_short_by(done.trace)
                     if watch.error is None and (kind is None or self._desk.halt()):
@@ -137,13 +146,15 @@ class Answering:
 
 
 class _Watch:
-    """An observer that remembers the error which it raised."""
+    """An observer that remembers the latest trace that it was shown, and the error which it raised."""
 
     def __init__(self, observer: Callable[[Event], None]) -> None:
         self.error: Exception | None = None
+        self.trace: TPOTrace | None = None
         self._observer = observer
 
     def __call__(self, event: Event) -> None:
+        self.trace = event.trace
         try:
             self._observer(event)
         except Exception as error:
@@ -154,15 +165,23 @@ class _Watch:
 def kind_of(error: Exception) -> str:
     """Name the error that a query failed with: of the samples' errors, where it is their sum."""
     kinds = error.kinds if isinstance(error, NoCandidateError) else ()
-    fatal = [kind for kind in kinds if kind not in TRANSIENT]
-    return next(iter(fatal or kinds), type(error).__name__)
+    return _gravest(kinds) or type(error).__name__
+
+
+def _gravest(kinds: Iterable[str]) -> str | None:
+    """Pick the error that decides: one that stays, else one that passes, else a sample that says nothing."""
+    return min(
+        kinds, key=lambda kind: 2 if kind in _OF_A_SAMPLE else kind in TRANSIENT, default=None
+    )
 
 
 def _cut_short_by(trace: TPOTrace) -> str | None:
     """Name the passing error that ended a run before its depth, or None."""
     if trace.status != "failed" or not trace.failures:
         return None
-    kind = trace.failures[-1].type
+    last = trace.failures[-1]
+    together = [f for f in trace.failures if f.step == last.step and f.index is not None]
+    kind = last.type if last.index is None else _gravest(failure.type for failure in together)
     return kind if kind in TRANSIENT else None
 
 
@@ -172,7 +191,15 @@ def _why_cut_short(trace: TPOTrace) -> str:
 
 
 def _without_failures(trace: TPOTrace) -> TPOTrace:
-    """Cut a trace before the call that failed, so that resuming makes it again."""
-    good = [call for call in trace.calls if any(c.text for c in call.completions)]
-    scored = [scoring for scoring in trace.scorings if any(r is not None for r in scoring.rewards)]
+    """Cut a trace before the call or the scoring that failed, so that resuming makes it again.
+
+    A round that lost samples, and the rest of which has no rewards, is drawn again.
+    """
+    unscored = {scoring.step for scoring in trace.scorings if is_blank(scoring)}
+    good = [
+        call
+        for call in trace.calls
+        if not is_blank(call) and not (call.failures and call.step in unscored)
+    ]
+    scored = [scoring for scoring in trace.scorings if not is_blank(scoring)]
     return trace.model_copy(update={"calls": good, "scorings": scored})

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tpo_modules.errors import DataFileError, nearest
+from tpo_modules.runs.records import whole_text
 
 _QUERY_NAMES = ("query", "prompt", "question", "instruction", "problem")
 
@@ -33,7 +34,8 @@ def read_queries(path: str | Path, *, limit: int | None = None) -> list[QueryRow
     Args:
         path: A JSON list, or JSON lines. A row is a string, or an object with the query under ``query`` (or
             ``prompt``, ``question``, ``instruction``, ``problem``), or several policy inputs under
-            ``inputs``, and an optional ``id``, a string.
+            ``inputs``, and an optional ``id``, a string. Half a character (a surrogate by itself) is
+            read as U+FFFD.
         limit: Read the first so many rows only.
 
     Raises:
@@ -59,7 +61,7 @@ def _read(lines: IO[str], name: str, limit: int | None) -> list[QueryRow]:
     for position, (where, value) in enumerate(_values(lines, name)):
         if limit is not None and position >= limit:
             break
-        row = _row(value, position, f"{name}, {where}")
+        row = _row(whole_text(value), position, f"{name}, {where}")
         if row.id in seen:
             raise DataFileError(
                 f"{name}, {where}: the id {row.id!r} was used at {seen[row.id]} already; ids must be unique"

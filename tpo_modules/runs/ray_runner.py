@@ -21,7 +21,7 @@ import dspy
 
 from tpo_modules.errors import ConfigurationError, LMCallError, MissingExtraError
 from tpo_modules.policy import PolicyModule
-from tpo_modules.run import Event
+from tpo_modules.run import Event, is_blank
 from tpo_modules.runs.ledger import Ledger, Progress
 from tpo_modules.runs.queries import QueryRow
 from tpo_modules.runs.ray_worker import (
@@ -34,10 +34,11 @@ from tpo_modules.runs.ray_worker import (
     ScorerActor,
     Waiting,
 )
+from tpo_modules.runs.records import with_record
 from tpo_modules.runs.runner import RunSettings, RunSummary, open_folder, summary_of
 from tpo_modules.runs.tally import Tally
 from tpo_modules.runs.todo import Todo, as_rows, queries_to_do
-from tpo_modules.trace import Call, Scoring, TPOTrace
+from tpo_modules.trace import Failure, TPOTrace
 
 _HELD = 3  # queries that a worker holds, per slot: enough that it never waits for the driver
 _LOSSES = 5  # a worker lost so often in a row without a record in between is not replaced again
@@ -252,12 +253,8 @@ class _Driver:
         """Keep a record for the run's folder, and for whoever takes the query over."""
         job, record = mine[note.identity], note.record
         trace = job.earlier or self.base
-        calls, scorings = trace.calls, trace.scorings
-        if isinstance(record, Call) and any(c.text for c in record.completions):
-            calls = [*calls, record]
-        elif isinstance(record, Scoring):
-            scorings = [*scorings, record]
-        trace = trace.model_copy(update={"calls": calls, "scorings": scorings})
+        if not isinstance(record, Failure) and not is_blank(record):
+            trace = with_record(trace, record)
         mine[note.identity] = Job(job.order, job.row, trace)
         self.ledger.record(note.identity, Event(trace=trace, record=record, replayed=False))
 

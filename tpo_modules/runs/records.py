@@ -1,4 +1,4 @@
-"""The lines of a run's files: read one by one, and checked."""
+"""The lines of a run's files: written whole, read one by one, and checked."""
 
 from __future__ import annotations
 
@@ -8,11 +8,39 @@ from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from tpo_modules.errors import RunFolderError
-from tpo_modules.trace import TRACE_VERSION
+from tpo_modules.trace import TRACE_VERSION, Call, Scoring, TPOTrace
 
 _Record = TypeVar("_Record", bound=BaseModel)
+
+
+def whole_text(value: Any) -> Any:
+    """Return texts, and what holds them, with U+FFFD for each half of a character, which no file can hold."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {whole_text(key): whole_text(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [whole_text(one) for one in value]
+    return value
+
+
+def as_line(record: BaseModel, *, exclude: set[str] | None = None) -> bytes:
+    """Return a record as JSON, without the fields to leave out."""
+    try:
+        return record.model_dump_json(exclude=exclude).encode()
+    except PydanticSerializationError:  # some text in it is not whole
+        return orjson.dumps(whole_text(record.model_dump(exclude=exclude)), default=repr)
+
+
+def with_record(trace: TPOTrace, record: Call | Scoring) -> TPOTrace:
+    """Return a trace with a record more; a call made again replaces the one before, which has no rewards."""
+    if isinstance(record, Scoring):
+        return trace.model_copy(update={"scorings": [*trace.scorings, record]})
+    others = [c for c in trace.calls if (c.step, c.name) != (record.step, record.name)]
+    return trace.model_copy(update={"calls": [*others, record]})
 
 
 def read_rows(file: Path) -> Iterator[tuple[str, dict[str, Any], int]]:

@@ -28,8 +28,8 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from tpo_modules.errors import RunFolderError
-from tpo_modules.run import Event
-from tpo_modules.runs.records import as_record, read_rows
+from tpo_modules.run import Event, is_blank
+from tpo_modules.runs.records import as_line, as_record, read_rows, with_record
 from tpo_modules.runs.results import FailedQuery, QueryResult
 from tpo_modules.trace import Call, Failure, Scoring, TPOTrace
 
@@ -63,6 +63,7 @@ class RunFolder:
         try:
             self._check_config(config, ignore)
             self._sinks: dict[str, IO[bytes]] = {}
+            self._refused: OSError | None = None
             for name in _FILES:
                 self._cut_torn_line(name)
             self.finished: dict[str, bytes] = {
@@ -96,24 +97,22 @@ class RunFolder:
         self._lock.release()
 
     def journal(self, identity: str, event: Event) -> None:
-        """Append a record of a query under way; a call that gave nothing is left out, to be made again."""
+        """Append a record of a query under way; one that gave nothing is left out, to be made again."""
         record = event.record
-        if event.replayed or isinstance(record, Failure):
-            return
-        if isinstance(record, Call) and not any(c.text for c in record.completions):
+        if event.replayed or isinstance(record, Failure) or is_blank(record):
             return
         self._write("journal", identity, "call" if isinstance(record, Call) else "scoring", record)
 
     def finish(self, result: QueryResult, trace: TPOTrace) -> None:
         """Write a finished query: its trace first, then the result that makes it count."""
         self._write("traces", result.id, "trace", trace)
-        self._append("results", result.model_dump_json(exclude={"trace"}).encode())
+        self._append("results", as_line(result, exclude={"trace"}))
         self.finished[result.id] = digest_of(result.query)
         self.failed.pop(result.id, None)
 
     def fail(self, failed: FailedQuery) -> None:
         """Write a query that gave nothing."""
-        self._append("failures", failed.model_dump_json().encode())
+        self._append("failures", as_line(failed))
         self.failed[failed.id] = failed.error
 
     def progress(self, figures: dict[str, Any]) -> None:
@@ -126,11 +125,9 @@ class RunFolder:
         for at, row in self._rows("journal"):
             if row["id"] in self.finished:
                 continue
-            trace = traces.setdefault(row["id"], base.model_copy(deep=True))
-            if "call" in row:
-                trace.calls.append(as_record(Call, row["call"], at))
-            else:
-                trace.scorings.append(as_record(Scoring, row.get("scoring"), at))
+            trace = traces.get(row["id"], base)
+            kind, name = (Call, "call") if "call" in row else (Scoring, "scoring")
+            traces[row["id"]] = with_record(trace, as_record(kind, row.get(name), at))
         return traces
 
     def traces(self) -> Iterator[tuple[str, TPOTrace]]:
@@ -186,15 +183,18 @@ class RunFolder:
             )
 
     def _write(self, name: str, identity: str, kind: str, record: BaseModel) -> None:
-        written = record.model_dump_json().encode()
+        written = as_line(record)
         self._append(name, b'{"id":%b,"%b":%b}' % (orjson.dumps(identity), kind.encode(), written))
 
     def _append(self, name: str, line: bytes) -> None:
+        if self._refused is not None:  # a line may be torn: it must stay the last of its file
+            raise self._cannot_write(self._file(name), self._refused)
         left = memoryview(line + b"\n")
         try:
             while left:
                 left = left[self._sinks[name].write(left) :]
         except OSError as error:
+            self._refused = error
             raise self._cannot_write(self._file(name), error) from error
 
     def _replace(self, name: str, content: bytes) -> None:

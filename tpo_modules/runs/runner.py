@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dspy
 
 from tpo_modules._version import __version__
 from tpo_modules.errors import RunFolderError
 from tpo_modules.gate import RequestGate
-from tpo_modules.policy import PolicyModule
+from tpo_modules.policy import PolicyModule, whole_number
 from tpo_modules.runs.answering import Answering
 from tpo_modules.runs.ledger import Ledger, Progress
 from tpo_modules.runs.queries import QueryRow
 from tpo_modules.runs.run_folder import RunFolder
-from tpo_modules.runs.tally import Limits, Tally
-from tpo_modules.runs.todo import Todo, as_rows, queries_to_do
+from tpo_modules.runs.tally import Limits, Tally, price_of
+from tpo_modules.runs.todo import DEPTHS, Todo, as_rows, queries_to_do
+from tpo_modules.step import find_predictors
 from tpo_modules.trace import TPOTrace
+
+_T = TypeVar("_T")
 
 _STRETCH = 2  # the last stretch begins when fewer fresh queries are left than this many per slot
 _ACTIVE = 4  # queries under way at most, per slot: the rest of them wait for the scorer
@@ -37,7 +42,7 @@ class RunSettings:
         max_in_flight: Requests to the LM at a time, over all queries.
         retry_failures: Take queries up again whose last attempt failed for good, and those that a failure
             ended before their depth, at the call that failed.
-        extend_depth: Continue finished queries of a smaller depth from their pools.
+        extend_depth: Continue finished queries of a smaller depth from their pools; refused if one is deeper.
         patience: Seconds that a query waits, in all, for an error to pass.
         limits: Budgets of the whole run.
     """
@@ -47,6 +52,14 @@ class RunSettings:
     extend_depth: bool = False
     patience: float = 1800.0
     limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        """Check what was given.
+
+        Raises:
+            ConfigurationError: ``max_in_flight`` is no whole number of at least 1.
+        """
+        whole_number(self.max_in_flight, "max_in_flight", least=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +104,29 @@ def run_queries(
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(job())
-    from concurrent.futures import ThreadPoolExecutor
+    return _run_beside(job)  # this thread runs a loop already (Jupyter)
 
-    with ThreadPoolExecutor(max_workers=1) as thread:  # this thread runs a loop already (Jupyter)
-        return thread.submit(copy_context().run, asyncio.run, job()).result()
+
+def _run_beside(job: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+    """Run a job in an event loop of another thread; an interruption of this one cancels it."""
+    begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
+
+    async def announced() -> _T:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  a coroutine that runs has one
+        begun.set_result((asyncio.get_running_loop(), task))
+        return await job()
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        done = thread.submit(copy_context().run, asyncio.run, announced())
+        try:
+            return done.result()
+        except BaseException:
+            if not done.done():
+                loop, task = begun.result()
+                with contextlib.suppress(RuntimeError):  # it ended just now
+                    loop.call_soon_threadsafe(task.cancel)
+            raise
 
 
 async def arun_queries(
@@ -125,7 +157,7 @@ async def arun_queries(
         RunFolderError: The folder is in use, of another run, or cannot be written any more (a full disk).
         LMCallError: Nothing works: a wrong key, an account without credit, or the first requests failed alike and
             not one succeeded.
-        ConfigurationError: Ids repeat or are no strings, or there is no LM.
+        ConfigurationError: Ids repeat or are no strings, there is no LM, or ``extend_depth`` would go less deep.
     """
     rows = as_rows(queries)
     settings = settings or RunSettings()
@@ -152,9 +184,14 @@ def open_folder(module: PolicyModule, path: str | Path, settings: RunSettings) -
 
     Raises:
         RunFolderError: See `RunFolder`.
+        ConfigurationError: There is a budget of money, and an LM of the module has no price.
     """
-    ignore = ("depth", "rounds") if settings.extend_depth else ()
-    return RunFolder(path, config=run_config(module), ignore=ignore)
+    if settings.limits.money is not None:
+        predictors = [p for step in module.steps().values() for p in find_predictors(step.predict)]
+        for lm in filter(None, (predictor.lm or dspy.settings.lm for predictor in predictors)):
+            price_of(lm.model, settings.limits.prices)
+    ignore = DEPTHS if settings.extend_depth else ()
+    return RunFolder(path, config=run_config(module), ignore=tuple(ignore))
 
 
 class _Runner:

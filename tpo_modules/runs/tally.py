@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from tpo_modules.errors import ConfigurationError
 from tpo_modules.run import Event
 from tpo_modules.runs.results import FailedQuery, QueryResult
 from tpo_modules.trace import Call, Scoring
@@ -22,7 +23,8 @@ class Limits:
         requests: Requests sent.
         money: In the currency of the prices.
         seconds: Wall time.
-        prices: Price per million prompt and completion tokens, by model; LiteLLM's list for others.
+        prices: Price per million prompt and completion tokens, by model; LiteLLM's list for others. A model
+            without a price is refused where money is limited.
     """  # noqa: D205  one thought, one sentence more
 
     tokens: int | None = None
@@ -155,21 +157,32 @@ class Tally:
     def _price(self, call: Call) -> float:
         if self._limits.money is None or not call.models:
             return 0.0
-        prompt, completion = _prices(call.models[0], self._limits.prices)
+        prompt, completion = price_of(call.models[0], self._limits.prices)
         usage = call.usage
         return (
             usage.get("prompt_tokens", 0) * prompt + usage.get("completion_tokens", 0) * completion
         ) / 1e6
 
 
-def _prices(model: str, own: dict[str, tuple[float, float]]) -> tuple[float, float]:
+def price_of(model: str, own: dict[str, tuple[float, float]]) -> tuple[float, float]:
+    """Find a model's price per million prompt and completion tokens.
+
+    Raises:
+        ConfigurationError: Neither the given prices nor LiteLLM's list have the model.
+    """
     if model in own:
         return own[model]
     import litellm
 
-    known: dict[str, Any] = litellm.model_cost.get(model) or litellm.model_cost.get(
-        model.split("/", 1)[-1], {}
+    known: dict[str, Any] | None = litellm.model_cost.get(model) or litellm.model_cost.get(
+        model.split("/", 1)[-1]
     )
+    if known is None or known.get("input_cost_per_token") is None:
+        raise ConfigurationError(
+            f"expected a price for {model!r}, since money is limited, and LiteLLM's list has none; say it with "
+            f"Limits(prices={{{model!r}: (per million prompt tokens, per million completion tokens)}}), or limit "
+            "tokens instead"
+        )
     return (
         1e6 * (known.get("input_cost_per_token") or 0.0),
         1e6 * (known.get("output_cost_per_token") or 0.0),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tpo_modules.drawing import jsonable
@@ -12,8 +12,12 @@ from tpo_modules.policy import PolicyModule
 from tpo_modules.query import make_query
 from tpo_modules.runs.ledger import is_taken_up_again
 from tpo_modules.runs.queries import QueryRow
+from tpo_modules.runs.records import whole_text
 from tpo_modules.runs.run_folder import RunFolder, digest_of
 from tpo_modules.trace import TPOTrace
+
+DEPTHS = frozenset({"depth", "rounds"})
+"""The settings that say how far a query goes, in the modules that have them: what ``extend_depth`` may raise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ def queries_to_do(
 
     Raises:
         RunFolderError: The folder holds other queries under the same ids.
+        ConfigurationError: A query to extend is deeper already.
     """
     base = TPOTrace(
         method=module.method, label=module.label, query="", inputs={}, config=module.config()
@@ -50,6 +55,8 @@ def queries_to_do(
     _check_queries(module, rows, folder, begun)
     if extend_depth or retry_failures:
         finished = dict(folder.traces())  # of an id that was taken up again, the last
+        if extend_depth:
+            _check_depths(module, {r.id: finished[r.id] for r in rows if r.id in finished})
         begun |= {
             identity: trace.model_copy(update={"config": module.config()})
             for identity, trace in finished.items()
@@ -65,6 +72,18 @@ def queries_to_do(
             continue
         todo.append(Todo(row, begun.get(row.id)))
     return sorted(todo, key=lambda one: one.earlier is None)
+
+
+def _check_depths(module: PolicyModule, finished: Mapping[str, TPOTrace]) -> None:
+    ours = module.config()
+    for identity, trace in finished.items():
+        for name in DEPTHS & ours.keys():
+            there = trace.config.get(name, 0)
+            if there > ours[name]:
+                raise ConfigurationError(
+                    f"expected {name} of at least {there} to extend the run, since the query {identity!r} has "
+                    f"that already, got {ours[name]}; use another folder for a smaller one"
+                )
 
 
 def _begun(folder: RunFolder, base: TPOTrace, first: Mapping[str, TPOTrace]) -> dict[str, TPOTrace]:
@@ -89,7 +108,7 @@ def _first_round(trace: TPOTrace, base: TPOTrace) -> TPOTrace:
 
 
 def as_rows(queries: Sequence[QueryRow | str]) -> list[QueryRow]:
-    """Give plain texts their position as their id.
+    """Give plain texts their position as their id; half a character in an id becomes U+FFFD, as in the folder.
 
     Raises:
         ConfigurationError: An id repeats or is no string, or something is neither a row nor a text.
@@ -103,6 +122,7 @@ def as_rows(queries: Sequence[QueryRow | str]) -> list[QueryRow]:
                 f"expected texts, or QueryRow(id, inputs) with a string as id, got {query!r:.200} "
                 f"at position {position}"
             )
+        row = replace(row, id=whole_text(row.id))
         if row.id in rows:
             raise ConfigurationError(f"expected ids that are unique, got {row.id!r} more than once")
         rows[row.id] = row

@@ -138,21 +138,22 @@ def as_scorer(scorer: Any) -> Scorer:
 
 
 def as_reward(value: Any) -> Reward:
-    """Turn what a function returned into a `Reward`.
+    """Turn what a function returned into a `Reward`; feedback and notes that are no text become it.
 
     Raises:
         RewardError: It is no number and has none.
     """
-    feedback = None
+    feedback, notes = None, ()
     if isinstance(value, Reward):
-        return value
-    if isinstance(value, Mapping) or _is_prediction(value):
+        feedback, notes = value.feedback, value.notes
+    elif isinstance(value, Mapping) or _is_prediction(value):
         feedback = value.get("feedback")
         value = value.get("score")
     try:
         if isinstance(value, str | bytes):
             raise TypeError("text is no number")
-        return Reward(float(value), feedback=feedback)
+        said = None if feedback is None else str(feedback)
+        return Reward(float(value), feedback=said, notes=[str(note) for note in notes])
     except (TypeError, ValueError) as error:
         raise RewardError(
             f"expected a number as the reward of a response, got {value!r} ({type(value).__name__}); "
