@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -519,6 +520,17 @@ def test_a_history_may_be_missing() -> None:
 )
 def test_thinking_is_split_off(completion: str, thinking: str | None, answer: str) -> None:
     assert split_thinking(completion) == (thinking, answer)
+
+
+@pytest.mark.parametrize(
+    "completion", ["\n" * 20_000, " " * 20_000 + "<think>", "\n" * 20_000 + "a"]
+)
+def test_much_white_space_is_split_at_once(completion: str) -> None:
+    start = time.perf_counter()
+    split_thinking(completion)
+    assert time.perf_counter() - start < 0.5, (
+        "it takes a millisecond; a search from each space, seconds"
+    )
 
 
 def ask(**inputs: Any) -> Any:

@@ -45,6 +45,7 @@ BROKEN = {
     "no status": b"HTTP/1.1 abc\r\n\r\n",
     "no length": OK + b"content-length: many\r\n\r\n",
     "no size of a chunk": OK + b"transfer-encoding: chunked\r\n\r\nxyz\r\n",
+    "no gzip": OK + b"content-encoding: gzip\r\ncontent-length: 5\r\n\r\nhello",
 }
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

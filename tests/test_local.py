@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -260,6 +261,26 @@ def test_equal_settings_share_a_server_and_others_do_not(server: EmbeddedServer)
         assert httpx.get(f"{other.url}/models").json()["data"][0]["id"] == other.model
     finally:
         other.close()
+
+
+@pytest.mark.local_model
+def test_files_of_equal_names_are_told_apart_by_their_content(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    names: list[str] = []
+    for step, more in (("step1", b""), ("step2", b"\0"), ("copy", b"")):
+        path = tmp_path / step / server.path.name
+        path.parent.mkdir()
+        shutil.copyfile(server.path, path)
+        with path.open("ab") as file:
+            file.write(more)
+        other = embedded_server(path, context=256, slots=1)
+        names.append(other.model)
+        other.close()
+        path.unlink()
+
+    assert all(name.startswith(f"{server.model}-") for name in names)
+    assert names[0] == names[2] != names[1]
 
 
 @pytest.mark.local_model

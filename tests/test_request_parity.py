@@ -9,7 +9,7 @@ from typing import Any
 
 import dspy
 import pytest
-from fake_openai import LM_CLASSES, Body, Endpoint, fake_openai
+from fake_openai import LM_CLASSES, Body, Choice, Endpoint, fake_openai
 
 from tpo_modules import BestOfNModule, RevisionModule, Sampling, TPOModule
 
@@ -242,3 +242,98 @@ def test_an_lm_made_for_several_sequences_is_asked_for_ours(native_n: bool) -> N
     with fake_openai() as endpoint, dspy.context(lm=endpoint.lm(n=3)):
         TPOModule(scorer=checksum_of, width=2, depth=1, native_n=native_n)("Why?")
     assert endpoint.sequences == 2 + (2 + 2)
+
+
+@both_ways
+@pytest.mark.parametrize("native_n", [True, None])
+@pytest.mark.parametrize("temperature", [0.0, 0.1, 0.15, None])
+def test_low_temperatures_are_sent_as_they_are(
+    call: Call, native_n: bool | None, temperature: float | None
+) -> None:
+    sampling = Sampling(temperature=temperature)
+    module = TPOModule(scorer=checksum_of, width=3, depth=0, sampling=sampling, native_n=native_n)
+    with fake_openai() as endpoint, dspy.context(lm=endpoint.lm()):
+        call(module, "Why?")
+    sent = [(body.get("n", 1), body.get("temperature")) for body in endpoint.requests]
+    assert sent == [(1, temperature)] * 3
+
+
+def test_a_low_temperature_of_the_lms_own_is_sent_as_it_is() -> None:
+    sampling = Sampling(temperature=None)
+    with fake_openai() as endpoint:
+        for own in (0.1, 1.0):
+            with dspy.context(lm=endpoint.lm(temperature=own)):
+                BestOfNModule(scorer=checksum_of, width=2, sampling=sampling)("Why?")
+    sent = [(body.get("n", 1), body.get("temperature")) for body in endpoint.requests]
+    assert sent == [(1, 0.1), (1, 0.1), (2, 1.0)]
+
+
+def every_second_without_markers(body: Body, serial: int) -> str:
+    marked = "[[ ## title ## ]]\nT\n\n[[ ## response ## ]]\nhello\n\n[[ ## completed ## ]]"
+    return "no markers at all" if serial % 2 else marked
+
+
+@both_ways
+def test_of_several_outputs_only_what_does_not_parse_is_lost(call: Call) -> None:
+    adapter = dspy.ChatAdapter(use_json_adapter_fallback=False)
+    module = BestOfNModule("query -> title, response", response_field="response",
+                           scorer=checksum_of, width=4)  # fmt: skip
+    says = every_second_without_markers
+    with fake_openai(says) as endpoint, dspy.context(lm=endpoint.lm(), adapter=adapter):
+        trace = call(module, "Why?").trace
+    assert [body.get("n") for body in endpoint.requests] == [None] * 4
+    assert [candidate.response for candidate in trace.candidates] == ["hello"] * 2
+    assert [failure.type for failure in trace.failures] == ["AdapterParseError"] * 2
+
+
+class PlansFirst(dspy.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.plan = dspy.Predict("query -> plan")
+        self.answer = dspy.Predict("query, plan -> response")
+
+    def forward(self, query: str) -> dspy.Prediction:
+        return self.answer(query=query, plan=self.plan(query=query).plan)
+
+
+def long_plan(body: Body, serial: int) -> Choice:
+    prompt = str(body["messages"])
+    name = "response" if "`response`" in prompt else "plan"
+    text = f"[[ ## {name} ## ]]\n{name} {serial}\n\n[[ ## completed ## ]]"
+    return Choice(text, tokens=1000 if name == "plan" else 10)
+
+
+@both_ways
+def test_every_request_of_a_program_counts_as_generated(call: Call) -> None:
+    module = BestOfNModule(PlansFirst(), response_field="response", scorer=checksum_of, width=2)
+    with fake_openai(long_plan) as endpoint, dspy.context(lm=endpoint.lm(cache=True)):
+        first, again = call(module, "Why?").trace, call(module, "Why?").trace
+    assert len(endpoint.requests) == 4
+    assert first.generated_tokens == endpoint.served["completion_tokens"] == 2 * 1010
+    assert again.generated_tokens == first.generated_tokens
+
+
+def broken_at_first(body: Body, serial: int) -> Choice:
+    tokens = 100 if serial < 2 else 10
+    return Choice(
+        "no markers" if serial < 2 else '{"title": "T", "response": "hello"}', tokens=tokens
+    )
+
+
+def test_a_request_that_was_repeated_as_json_counts_as_generated() -> None:
+    module = BestOfNModule("query -> title, response", response_field="response",
+                           scorer=checksum_of, width=2, native_n=True)  # fmt: skip
+    with fake_openai(broken_at_first) as endpoint, dspy.context(lm=endpoint.lm()):
+        trace = module("Why?").trace
+    assert [body["n"] for body in endpoint.requests] == [2, 2]
+    assert [c.tokens for c in trace.calls[0].completions] == [110, 110]
+
+
+def test_a_replay_of_single_requests_over_litellm_counts_as_the_first_run() -> None:
+    module = RevisionModule(scorer=checksum_of, width=1, depth=1)
+    with fake_openai() as endpoint:
+        lm = dspy.LM("openai/fake", api_base=endpoint.url, api_key="unused", engine="litellm")
+        with dspy.context(lm=lm):
+            first, again = module("Why?").trace, module("Why?").trace
+    assert len(endpoint.requests) == 4
+    assert first.generated_tokens == again.generated_tokens == 4 * 7

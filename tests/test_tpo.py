@@ -363,6 +363,105 @@ def test_a_call_leaves_the_module_as_it_was() -> None:
     assert first.trace is not second.trace
 
 
+def run_async(module: dspy.Module, lm: Any) -> dspy.Prediction:
+    return asyncio.run(_acall(module, lm))
+
+
+class Rewrites(dspy.Module):
+    """A predictor beside something that cannot be deep-copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rewrite = dspy.Predict("query -> response")
+        self.lock = threading.Lock()
+
+    def forward(self, query: str) -> dspy.Prediction:
+        return self.rewrite(query=query)
+
+
+class InAList(dspy.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = [Rewrites()]
+
+    def forward(self, query: str) -> dspy.Prediction:
+        return self.stages[0](query=query)
+
+
+@pytest.mark.parametrize("runs", [run, run_async])
+def test_a_policy_that_shares_its_predictors_with_its_copies_is_refused(runs: Any) -> None:
+    policy, lm = InAList(), ScriptedLM(numbered())
+    module = BestOfNModule(policy, response_field="response", scorer=by_number, width=2)
+    with pytest.raises(
+        ConfigurationError, match=r"stages\[0\]\.rewrite' of InAList .*__deepcopy__"
+    ):
+        runs(module, lm)
+    assert policy.stages[0].rewrite.lm is None
+    assert lm.prompts == []
+
+
+def test_a_policy_beside_a_lock_of_its_own_is_copied() -> None:
+    policy, lm = (
+        Rewrites(),
+        ScriptedLM(lambda prompt: f"[[ ## response ## ]]\n{numbered()(prompt)}"),
+    )
+    module = BestOfNModule(policy, response_field="response", scorer=by_number, width=2)
+    assert len(run(module, lm).trace.candidates) == 2
+    assert policy.rewrite.lm is None
+
+
+class SometimesNothing(dspy.Module):
+    """Returns nothing but for the first of its samples."""
+
+    def __init__(self, nothing: Any) -> None:
+        super().__init__()
+        self.results = iter([dspy.Prediction(response="answer 1")])
+        self.nothing = nothing
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SometimesNothing:
+        return self
+
+    def forward(self, query: str) -> Any:
+        return next(self.results, self.nothing)
+
+
+@pytest.mark.parametrize("nothing", [None, "answer 2", 3])
+@pytest.mark.parametrize("runs", [run, run_async])
+def test_a_program_without_a_prediction_costs_its_own_sample_only(runs: Any, nothing: Any) -> None:
+    policy = SometimesNothing(nothing)
+    module = BestOfNModule(policy, response_field="response", scorer=by_number, width=2)
+    trace = runs(module, ScriptedLM([])).trace
+    assert [candidate.response for candidate in trace.candidates] == ["answer 1"]
+    assert [failure.type for failure in trace.failures] == ["TypeError"]
+    assert (
+        trace.failures[0].message
+        == f"expected the program to return a dspy.Prediction, got {nothing!r}"
+    )
+
+
+def all_alike(query: str, response: str) -> float:
+    return 1.0
+
+
+HALVES = "<think>half \ud83d</think>whole \ud83d\ude00, half \ud83d"
+
+
+def test_half_characters_are_replaced_in_text_thinking_and_other_outputs() -> None:
+    thinks = run(BestOfNModule(scorer=all_alike, width=1), ScriptedLM([HALVES]))
+    (completion,) = thinks.trace.calls[0].completions
+    assert completion.text == "whole \U0001f600, half \ufffd"
+    assert completion.thinking == "half \ufffd"
+    program = SometimesNothing(None)
+    outputs = {"response": "r \ud83d", "tags": ["t \ud83d"], "about": {"a": "b \ud83d"}}
+    program.results = iter([dspy.Prediction(**outputs)])
+    module = BestOfNModule(program, response_field="response", scorer=all_alike, width=1)
+    trace = run(module, ScriptedLM([])).trace
+    (completion,) = trace.calls[0].completions
+    assert completion.text == "r \ufffd"
+    assert completion.fields == {"tags": ["t \ufffd"], "about": {"a": "b \ufffd"}}
+    assert trace.model_dump_json()
+
+
 async def _acall(module: dspy.Module, lm: Any, query: str = "Why?") -> dspy.Prediction:
     with dspy.context(lm=lm):
         return await module.acall(query)

@@ -14,7 +14,6 @@ from dspy.signatures.signature import infer_prefix
 Message = dict[str, Any]
 
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}|\{(\w+)\}")
-_THINKING = re.compile(r"^\s*(?:<think>)?(.*?)</think>\s*", re.DOTALL)
 
 
 class PlainTextAdapter(dspy.Adapter):
@@ -141,19 +140,27 @@ def split_thinking(completion: str) -> tuple[str | None, str]:
     """Split a completion into its leading thinking block and its answer.
 
     A block that was opened by the chat template (only ``</think>`` in the text) is recognised too, but not tags
-    that the answer itself mentions further down; one that was
-    never closed, because the token limit came first, is all thinking and leaves an empty answer.
+    that the answer itself mentions further down; one that was never closed, because the token limit came first,
+    is all thinking and leaves an empty answer.
 
     Returns:
         The thinking, or None where there is none, and the answer; both stripped.
     """
-    match = _THINKING.match(completion)
-    opened = completion.lstrip().startswith("<think>")
-    if match and (opened or "<think>" not in match.group(1)):
-        return match.group(1).strip(), completion[match.end() :].strip()
-    if opened:
-        return completion.lstrip().removeprefix("<think>").strip(), ""
-    return None, completion.strip()
+    text = completion.strip()
+    opened = text.startswith("<think>")
+    thinking, closed, answer = text.removeprefix("<think>").partition("</think>")
+    if not closed:
+        return (thinking.strip(), "") if opened else (None, text)
+    if not opened and "<think>" in thinking:
+        return None, text
+    return thinking.strip(), answer.strip()
+
+
+def whole_characters(text: str) -> str:
+    """Replace halves of a character, which a cut at the token limit may leave and JSON cannot carry."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def own_instructions(signature: type[dspy.Signature]) -> str:

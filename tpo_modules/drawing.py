@@ -8,18 +8,22 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import dspy
 from pydantic import TypeAdapter
 
-from tpo_modules.errors import explain
+from tpo_modules.adapter import is_plain_text, whole_characters
+from tpo_modules.errors import ConfigurationError, explain
 from tpo_modules.gate import request_slot
 from tpo_modules.lm import CallLog, Overrides, Sampling, supports_native_n, watch_lm
-from tpo_modules.step import Step, call_async, find_predictors
+from tpo_modules.step import Step, call_async, find_predictors, signature_of
 from tpo_modules.trace import Call, Completion, Failure, add_usage
 
 T = TypeVar("T")
+
+# For several sequences `dspy.Predict` keeps a temperature above this, and sets any other to 0.7.
+_DSPY_KEEPS = 0.15
 
 TraceEntry = tuple[Any, dict[str, Any], dspy.Prediction]
 """An entry of ``dspy.settings.trace``: predictor, its inputs, its prediction."""
@@ -42,9 +46,10 @@ class Drawn:
 class Draw:
     """Ask a step for n completions.
 
-    One request draws all n where the step is a single predictor and its endpoint takes ``n``; an answer of
-    fewer sequences is made up by further requests. Else n concurrent requests are sent, each with its own
-    rollout id and, where a seed is set, its own seed; one that fails costs only its own completion.
+    One request draws all n where the step is a single predictor of one plain text and its endpoint takes ``n``;
+    an answer of fewer sequences is made up by further requests. Else n concurrent requests are sent, each with
+    its own rollout id and, where a seed is set, its own seed; one that fails costs only its own completion.
+    So it is with several or typed outputs, where one sequence that does not parse would cost all of a request.
 
     Attributes:
         step: The step to ask.
@@ -53,7 +58,8 @@ class Draw:
         n: How many completions.
         sampling: Temperature, top-p and length limit.
         seed: Base of the seeds sent, or None to send none.
-        native_n: True to always send ``n``, False to never, None to tell by the LM.
+        native_n: True to send ``n`` whatever the outputs and the LM, False to never, None to tell by them. It is
+            never sent at a temperature of 0.15 or less, or of none: DSPy would draw the n at 0.7.
         extra: More request parameters, such as ``logprobs``.
     """
 
@@ -85,12 +91,24 @@ class Draw:
         return self._assemble([*attempts, *repeats], time.perf_counter() - start)
 
     def _plan(self) -> list[_Attempt]:
-        program = self.step.predict
-        if self.n > 1 and isinstance(program, dspy.Predict) and self.native_n is not False:
-            lm = program.lm or dspy.settings.lm
-            if self.native_n or supports_native_n(lm):
-                return [self._attempt(0, self.n)]
+        if self.n > 1 and self._fits_one_request():
+            return [self._attempt(0, self.n)]
         return [self._attempt(i, 1) for i in range(self.n)]
+
+    def _fits_one_request(self) -> bool:
+        program = self.step.predict
+        if not isinstance(program, dspy.Predict) or self.native_n is False:
+            return False
+        lm: Any = program.lm or dspy.settings.lm
+        if self.native_n is None and not (
+            supports_native_n(lm) and is_plain_text(signature_of(program))
+        ):
+            return False
+        own: dict[str, Any] = {
+            **getattr(lm, "kwargs", {}),
+            **self._attempt(0, self.n).overrides().for_lm(lm),
+        }
+        return (program.config.get("temperature") or own.get("temperature") or 0) > _DSPY_KEEPS
 
     def _repeats(self, attempts: Sequence[_Attempt]) -> list[_Attempt]:
         """Plan requests for what an endpoint that refuses or ignores ``n`` left out."""
@@ -153,10 +171,9 @@ class _Attempt:
         try:
             with self._context(entries):
                 prediction = program(**values)
+            self._finish(program, prediction, entries)
         except Exception as error:  # noqa: BLE001  a program may raise anything; it costs its own sample only
             self.error = error
-        else:
-            self._finish(program, prediction, entries)
 
     async def arun(self) -> None:
         entries: list[TraceEntry] = []
@@ -165,10 +182,9 @@ class _Attempt:
             async with request_slot(self.draw.number, self.draw.step.name):
                 with self._context(entries):
                     prediction = await call_async(program, values)
+            self._finish(program, prediction, entries)
         except Exception as error:  # noqa: BLE001  a program may raise anything; it costs its own sample only
             self.error = error
-        else:
-            self._finish(program, prediction, entries)
 
     def failures(self, index: int) -> list[Failure]:
         kind, message = type(self.error).__name__, explain(self.error)
@@ -190,19 +206,19 @@ class _Attempt:
             lm = program.lm or dspy.settings.lm
             return program, {
                 **values,
-                "lm": watch_lm(lm, self._overrides(), self.log),
+                "lm": watch_lm(lm, self.overrides(), self.log),
             } if lm else values
-        twin = program.deepcopy()
+        twin = _twin(program)
         for predictor in find_predictors(twin):
             lm = predictor.lm or dspy.settings.lm
-            predictor.lm = watch_lm(lm, self._overrides(), self.log) if lm else None
+            predictor.lm = watch_lm(lm, self.overrides(), self.log) if lm else None
         return twin, values
 
     def _context(self, entries: list[TraceEntry]) -> Any:
         lm = dspy.settings.lm
         if lm and not isinstance(self.draw.step.predict, dspy.Predict):
             lm = watch_lm(
-                lm, self._overrides(), self.log
+                lm, self.overrides(), self.log
             )  # for predictors that a program makes as it runs
         return dspy.context(
             lm=lm,
@@ -212,7 +228,7 @@ class _Attempt:
             disable_history=False,
         )
 
-    def _overrides(self) -> Overrides:
+    def overrides(self) -> Overrides:
         key = (self.draw.number, self.draw.step.name, self.index)
         draw = self.draw
         return Overrides(
@@ -223,24 +239,26 @@ class _Attempt:
         self, program: dspy.Module, prediction: dspy.Prediction, entries: list[TraceEntry]
     ) -> None:
         output = self.draw.step.output
+        given: Any = prediction
+        if not isinstance(given, dspy.Example | Mapping):
+            raise TypeError(f"expected the program to return a dspy.Prediction, got {given!r:.80}")
         several = prediction.completions if isinstance(program, dspy.Predict) else None
         if several is not None and not dict(several.items()):
-            self.error = ValueError("the endpoint answered without any completion (no choices)")
-            return
+            raise ValueError("the endpoint answered without any completion (no choices)")
         count = len(several) if several is not None else 1
         for i in range(count):
             own = several[i] if several is not None and count > 1 else prediction
             if output not in own:
-                self.error = KeyError(f"the program returned no output field {output!r}")
-                return
+                raise KeyError(f"the program returned no output field {output!r}")
             text = own[output]
             self.completions.append(
                 self.log.complete(
-                    text=_whole_characters(text if isinstance(text, str) else str(text or "")),
+                    text=text if isinstance(text, str) else str(text or ""),
                     fields=jsonable(
                         {k: v for k, v in own.items() if k not in (output, *_NO_FIELDS)}
                     ),
                     index=i,
+                    of=count,
                 )
             )
             self.lines.append(self._own_lines(program, entries, own))
@@ -257,6 +275,26 @@ class _Attempt:
         return [(originals[twins[id(p)]], i, o) for p, i, o in entries if id(p) in twins]
 
 
+def _twin(program: dspy.Module) -> dspy.Module:
+    """Copy a program whose predictors are to be changed for one sample.
+
+    Raises:
+        ConfigurationError: A predictor is the program's own: DSPy copies a list, dict or object that cannot be
+            deep-copied without what is in it.
+    """
+    twin = program.deepcopy()
+    copied = {id(predictor) for predictor in find_predictors(twin)}
+    if all(id(predictor) not in copied for predictor in find_predictors(program)):
+        return twin
+    parts: Any = program.named_sub_modules()
+    shared = next((name for name, part in parts if id(part) in copied), "a predictor")
+    raise ConfigurationError(
+        f"expected a policy that can be copied for each sample, but {shared!r} of {type(program).__name__} is in a "
+        "list or dict that cannot be deep-copied, because of a lock, a client or the like: keep that outside of "
+        "the module, or give its class a __deepcopy__"
+    )
+
+
 async def _at_once(attempts: Sequence[_Attempt]) -> None:
     if len(attempts) == 1:
         await attempts[0].arun()  # without a task of its own it is recorded before others go on
@@ -269,17 +307,22 @@ async def _at_once(attempts: Sequence[_Attempt]) -> None:
 _NO_FIELDS = ("logprobs", "reward", "trace")
 
 
-def _whole_characters(text: str) -> str:
-    """Replace halves of a character, which a cut at the token limit may leave and JSON cannot carry."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 _JSON = TypeAdapter(dict[str, Any])  # building it costs more than a hundred uses
 
 
 def jsonable(values: Mapping[str, Any]) -> dict[str, Any]:
     """Turn values into what JSON can hold; what cannot be turned is kept as its ``repr``."""
-    return _JSON.dump_python(dict(values), mode="json", fallback=repr)
+    return _whole(_JSON.dump_python(dict(values), mode="json", fallback=repr))
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, str):
+        return whole_characters(value)
+    if isinstance(value, list):
+        return [_whole(part) for part in cast("list[Any]", value)]
+    if isinstance(value, dict):
+        return {name: _whole(part) for name, part in cast("dict[str, Any]", value).items()}
+    return value
 
 
 def run_threads(jobs: Sequence[Callable[[], T]]) -> list[T]:

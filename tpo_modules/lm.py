@@ -15,7 +15,7 @@ from typing import Any
 import dspy
 import tiktoken
 
-from tpo_modules.adapter import split_thinking
+from tpo_modules.adapter import split_thinking, whole_characters
 from tpo_modules.errors import ConfigurationError
 from tpo_modules.lms.openai_lm import OpenAIServerLM
 from tpo_modules.lms.openai_wire import PARAMETERS
@@ -133,18 +133,26 @@ class CallLog:
         """The messages of the first request."""
         return self.entries[0]["messages"] if self.entries else None
 
-    def complete(self, *, text: str, fields: dict[str, Any], index: int) -> Completion:
-        """Put a program's output together with what its last request said of sequence ``index``."""
+    def complete(
+        self, *, text: str, fields: dict[str, Any], index: int = 0, of: int = 1
+    ) -> Completion:
+        """Put the output ``index`` of the ``of`` that a program gave together with what the LM said beside it.
+
+        The finish reason and the thinking are those of its sequence in the last request. Its tokens are those of
+        every sequence that was generated for it: in each request, every ``of``-th one from ``index`` on.
+        """
+        text = whole_characters(text)
         if not self.entries:
             return Completion(text=text, fields=fields)
         entry = self.entries[-1]
         reasons = _finish_reasons(entry["response"])
         raw = entry["outputs"][index] if index < len(entry["outputs"]) else None
+        tokens = [count for each in self.entries for count in _tokens(each)[index::of]]
         return Completion(
             text=text,
             fields=fields,
             finish_reason=reasons[index] if index < len(reasons) else None,
-            tokens=_tokens(entry, index),
+            tokens=sum(tokens) if tokens else None,
             thinking=_thinking(raw),
         )
 
@@ -239,7 +247,8 @@ def _stated_tokens(view: Any, entry: Mapping[str, Any]) -> int:
     a replay counts, and stops, where the first run did.
     """
     stated = _raw_usage(entry["response"])
-    if not getattr(view, "cache", False) or "n" not in view.kwargs:
+    keeps = isinstance(view, OpenAIServerLM) or _get(entry["response"], "choices") is None
+    if keeps or not getattr(view, "cache", False):
         return stated
     settings = {k: v for k, v in view.kwargs.items() if not k.startswith("api_")}
     key = {"tpo": "tokens", "of": [view.model, entry["messages"], settings]}
@@ -267,22 +276,22 @@ def _text(output: Any) -> str:
 
 def _thinking(output: Any) -> str | None:
     if isinstance(output, Mapping) and output.get("reasoning_content"):
-        return str(output["reasoning_content"])
-    return split_thinking(_text(output))[0]
+        return whole_characters(str(output["reasoning_content"]))
+    thinking, _ = split_thinking(_text(output))
+    return None if thinking is None else whole_characters(thinking)
 
 
-def _tokens(entry: dict[str, Any], index: int) -> int | None:
+def _tokens(entry: dict[str, Any]) -> list[int]:
+    """Tokens of each sequence of a request: what is stated, by their lengths, or else an estimate."""
     outputs, stated = entry["outputs"], entry["stated"]
     if len(outputs) == 1 and stated:
-        return stated
+        return [stated]
     guesses: list[int] = entry.get("guesses") or [count_tokens(_text(out)) for out in outputs]
     entry["guesses"] = guesses
-    if index >= len(guesses):
-        return None
     total = sum(guesses)
     if total and stated >= _PLAUSIBLE * total:
-        return round(stated * guesses[index] / total)
-    return guesses[index]
+        return [round(stated * guess / total) for guess in guesses]
+    return guesses
 
 
 def count_tokens(text: str) -> int:

@@ -46,7 +46,8 @@ class PolicyModule(dspy.Module):
         critique_sampling: How critiques are sampled.
         seed: Base of the seeds sent with each request; None sends none. Either way the same call gives the
             same run from DSPy's cache.
-        native_n: Whether one request asks for all samples: True, False, or None to tell by the LM.
+        native_n: Whether one request asks for all samples: True, False, or None to tell by the LM and the
+            outputs; see `tpo_modules.drawing.Draw`. Never at a temperature of 0.15 or less.
         response_field: The policy's output to optimise, where it has several ``str`` outputs.
 
     Raises:

@@ -79,7 +79,7 @@ def post(url: str, body: bytes, *, headers: Mapping[str, str], timeout: float) -
         raise NotConnectedError(_said(error)) from error
     except httpx.TimeoutException as error:
         raise NoReplyError(f"no reply within {timeout:g} s") from error
-    except httpx.TransportError as error:
+    except (httpx.TransportError, httpx.DecodingError) as error:
         raise BrokenReplyError(_said(error)) from error
     return Reply(reply.status_code, reply.headers, reply.content)
 

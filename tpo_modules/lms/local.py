@@ -19,6 +19,7 @@ SmolLM2's says that it is a helpful assistant named SmolLM.
 from __future__ import annotations
 
 import atexit
+import hashlib
 import os
 import sys
 import threading
@@ -37,7 +38,7 @@ from tpo_modules.lms.llama import (
     skip_native_cleanup,
     start_llama,
 )
-from tpo_modules.lms.weights import find_weights
+from tpo_modules.lms.weights import WEIGHT_PACKAGE, find_weights
 
 __all__ = ["DEFAULT_SLOTS", "EmbeddedServer", "close_servers", "embedded_lm", "embedded_server"]
 
@@ -54,20 +55,21 @@ class EmbeddedServer:
 
     Attributes:
         url: Base address of the OpenAI-compatible API, ends in ``/v1``.
-        model: Name of the weights, for ``dspy.LM("openai/" + server.model)``.
+        model: Name of the weights, for ``dspy.LM("openai/" + server.model)``: the file's, and for a file that is
+            not the weight package's a digest of its content, since files of equal names may differ.
         path: The GGUF file that is served.
         context: Tokens that one sequence may hold, prompt and response together.
         slots: Sequences generated at once; the largest ``n`` of a single request.
     """
 
-    def __init__(self, native: Any, settings: ServerSettings) -> None:
+    def __init__(self, native: Any, settings: ServerSettings, model: str) -> None:
         self._native = native
         self._settings = settings
         self._root: str = native.listening_address
         # No proxy and no certificates: it is this very process.
         self._client = httpx.Client(base_url=self._root, trust_env=False, verify=False)
         self.url = f"{self._root}/v1"
-        self.model = _model_name(settings.path)
+        self.model = model
         self.path = settings.path
         self.context = settings.context
         self.slots = settings.slots
@@ -167,9 +169,8 @@ def embedded_server(
     )
     with _lock:
         if settings not in _servers:
-            _servers[settings] = EmbeddedServer(
-                start_llama(settings, _model_name(settings.path)), settings
-            )
+            name = _model_name(settings.path)
+            _servers[settings] = EmbeddedServer(start_llama(settings, name), settings, name)
         return _servers[settings]
 
 
@@ -204,8 +205,15 @@ def embedded_lm(
 
 
 def _model_name(path: Path) -> str:
-    # DSPy's cache knows an LM by this name, not by its address: it has to tell weights apart.
-    return path.stem
+    # DSPy's cache knows an LM by this name, not by its address: it has to tell weights apart. All of the file is
+    # read: checkpoints of one model are equal in size and in their first megabytes.
+    if path.parent.name == WEIGHT_PACKAGE:
+        return path.stem
+    digest = hashlib.blake2b(digest_size=4)
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return f"{path.stem}-{digest.hexdigest()}"
 
 
 def _usable_cpus() -> int:
