@@ -98,7 +98,7 @@ NativeN = Annotated[
     bool | None,
     sampling_option(
         "--native-n/--no-native-n",
-        help="Ask for all samples in one request. \\[default: if the LM can]",
+        help="Ask for all samples in one request. \\[default: if the LM can and the policy gives one text]",
     ),
 ]
 MaxInFlight = Annotated[

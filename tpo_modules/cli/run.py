@@ -107,7 +107,10 @@ def run(
     ] = None,
     max_money_run: Annotated[
         float | None,
-        arguments.run_option("--budget-money", help="Budget of the run, by LiteLLM's prices."),
+        arguments.run_option(
+            "--budget-money",
+            help="Budget of the run, by LiteLLM's prices; a model without one is refused.",
+        ),
     ] = None,
     max_seconds_run: Annotated[
         float | None, arguments.run_option("--budget-seconds", help="Budget of the run: wall time.")
