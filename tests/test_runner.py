@@ -541,7 +541,7 @@ def test_a_run_that_cannot_go_on_says_what_failed(tmp_path: Path) -> None:
 
     queries = [f"Why {i}?" for i in range(20)]
     with pytest.raises(LMCallError, match="nothing works any more"):
-        answer(ScriptedLM(no_critiques), tmp_path / "run", queries=queries)
+        answer(ScriptedLM(no_critiques), tmp_path / "run", queries=queries, max_in_flight=4)
     with pytest.raises(LMCallError, match=r"nothing works: .*: LMTransportError: no route"):
         answer(ScriptedLM(down), tmp_path / "run", queries=queries)
 

@@ -49,7 +49,9 @@ def world() -> ScriptedLM:
         for word in ("GOOD", "BAD", "EMPTY"):
             if word in prompt:
                 return "" if word == "EMPTY" else f"ADVICE {word}"
-        return "ADVICE OK" if "better grade" in prompt else f"answer {number} {luck:.3f}"
+        if "better grade" in prompt:  # told apart, so that wordings do not share their updates' luck
+            return f"ADVICE OK {number}"
+        return f"answer {number} {luck:.3f}"
 
     return ScriptedLM(reply)
 
