@@ -49,7 +49,7 @@ def world() -> ScriptedLM:
         for word in ("GOOD", "BAD", "EMPTY"):
             if word in prompt:
                 return "" if word == "EMPTY" else f"ADVICE {word}"
-        if "better grade" in prompt:  # told apart, so that wordings do not share their updates' luck
+        if "better grade" in prompt:  # numbered, so that wordings do not share luck
             return f"ADVICE OK {number}"
         return f"answer {number} {luck:.3f}"
 
