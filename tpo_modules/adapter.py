@@ -156,13 +156,6 @@ def split_thinking(completion: str) -> tuple[str | None, str]:
     return thinking.strip(), answer.strip()
 
 
-def whole_characters(text: str) -> str:
-    """Replace halves of a character, which a cut at the token limit may leave and JSON cannot carry."""
-    if text.isascii():
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 def own_instructions(signature: type[dspy.Signature]) -> str:
     """Return a signature's instructions, or ``""`` where DSPy made them up from the field names."""
     inputs = ", ".join(f"`{name}`" for name in signature.input_fields)

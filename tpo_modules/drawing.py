@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import dspy
 from pydantic import TypeAdapter
 
-from tpo_modules.adapter import is_plain_text, whole_characters
+from tpo_modules.adapter import is_plain_text
+from tpo_modules.characters import whole_text
 from tpo_modules.errors import ConfigurationError, explain
 from tpo_modules.gate import request_slot
 from tpo_modules.lm import CallLog, Overrides, Sampling, supports_native_n, watch_lm
@@ -306,23 +307,12 @@ async def _at_once(attempts: Sequence[_Attempt]) -> None:
 # where the policy is such a module itself.
 _NO_FIELDS = ("logprobs", "reward", "trace")
 
-
 _JSON = TypeAdapter(dict[str, Any])  # building it costs more than a hundred uses
 
 
 def jsonable(values: Mapping[str, Any]) -> dict[str, Any]:
     """Turn values into what JSON can hold; what cannot be turned is kept as its ``repr``."""
-    return _whole(_JSON.dump_python(dict(values), mode="json", fallback=repr))
-
-
-def _whole(value: Any) -> Any:
-    if isinstance(value, str):
-        return whole_characters(value)
-    if isinstance(value, list):
-        return [_whole(part) for part in cast("list[Any]", value)]
-    if isinstance(value, dict):
-        return {name: _whole(part) for name, part in cast("dict[str, Any]", value).items()}
-    return value
+    return whole_text(_JSON.dump_python(dict(values), mode="json", fallback=repr))
 
 
 def run_threads(jobs: Sequence[Callable[[], T]]) -> list[T]:

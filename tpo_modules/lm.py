@@ -15,7 +15,8 @@ from typing import Any
 import dspy
 import tiktoken
 
-from tpo_modules.adapter import split_thinking, whole_characters
+from tpo_modules.adapter import split_thinking
+from tpo_modules.characters import whole_characters
 from tpo_modules.errors import ConfigurationError
 from tpo_modules.lms.openai_lm import OpenAIServerLM
 from tpo_modules.lms.openai_wire import PARAMETERS

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from tpo_modules.characters import whole_text
 from tpo_modules.errors import DataFileError, nearest
-from tpo_modules.runs.records import whole_text
 
 _QUERY_NAMES = ("query", "prompt", "question", "instruction", "problem")
 

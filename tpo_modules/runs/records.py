@@ -10,21 +10,11 @@ import orjson
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError
 
+from tpo_modules.characters import whole_text
 from tpo_modules.errors import RunFolderError
 from tpo_modules.trace import TRACE_VERSION, Call, Scoring, TPOTrace
 
 _Record = TypeVar("_Record", bound=BaseModel)
-
-
-def whole_text(value: Any) -> Any:
-    """Return texts, and what holds them, with U+FFFD for each half of a character, which no file can hold."""
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, dict):
-        return {whole_text(key): whole_text(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [whole_text(one) for one in value]
-    return value
 
 
 def as_line(record: BaseModel, *, exclude: set[str] | None = None) -> bytes:

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tpo_modules.characters import whole_text
 from tpo_modules.drawing import jsonable
 from tpo_modules.errors import ConfigurationError, InputError, RunFolderError
 from tpo_modules.policy import PolicyModule
 from tpo_modules.query import make_query
 from tpo_modules.runs.ledger import is_taken_up_again
 from tpo_modules.runs.queries import QueryRow
-from tpo_modules.runs.records import whole_text
 from tpo_modules.runs.run_folder import RunFolder, digest_of
 from tpo_modules.trace import TPOTrace
 
